@@ -1,0 +1,31 @@
+"""MkDocs hook: a nav entry that ends in ``/`` becomes the pages of that folder, index first.
+
+So a new purifier, detector, decision or attack is one new page, and no line in ``mkdocs.yml``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def _pages(docs: Path, folder: str) -> list[str]:
+    names = sorted(path.name for path in (docs / folder).glob("*.md"))
+    names.sort(key=lambda name: name != "index.md")
+    return [f"{folder}{name}" for name in names]
+
+
+def _expand(entry: Any, docs: Path) -> Any:
+    if isinstance(entry, list):
+        # A folder without pages yet has no place in the menu.
+        return [item for item in (_expand(item, docs) for item in entry) if item]
+    if isinstance(entry, dict):
+        full = {title: _expand(item, docs) for title, item in entry.items()}
+        return {title: item for title, item in full.items() if item}
+    return _pages(docs, entry) if isinstance(entry, str) and entry.endswith("/") else entry
+
+
+def on_config(config: Any) -> Any:
+    """Expand folders before MkDocs builds the navigation."""
+    config["nav"] = _expand(config["nav"], Path(config["docs_dir"]))
+    return config
