@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from unperturb.errors import OutputError
 
-__all__ = ["write_atomic", "write_json", "write_tensors", "write_text"]
+__all__ = ["short_paths", "write_atomic", "write_json", "write_tensors", "write_text"]
 
 
 def _fix(error: OSError) -> str:
@@ -100,3 +101,13 @@ def write_tensors(
             raise OSError(str(error)) from error
 
     write_atomic(path, write)
+
+
+def short_paths(text: str) -> str:
+    """Replace paths by their last part: where a file lay says nothing to anybody else.
+
+    Example:
+        >>> short_paths("cifar-resnet20@/home/me/w.safetensors; split test; all of a/b/c")
+        'cifar-resnet20@w.safetensors; split test; all of c'
+    """
+    return re.sub(r"[^\s@;,]*/(?=[^\s@;,/])", "", text)

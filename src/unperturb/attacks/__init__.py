@@ -1,0 +1,29 @@
+"""Attacks: one first-order engine, a registry of names and suites, and the surface they see."""
+
+from __future__ import annotations
+
+from unperturb.attacks.engine import STOPPING, Attacked, FirstOrder
+from unperturb.attacks.losses import LOSSES
+from unperturb.attacks.registry import (
+    ATTACKS,
+    SUITES,
+    attack_names,
+    make_attack,
+    resolve_attacks,
+)
+from unperturb.attacks.surface import GOALS, Judged, Surface
+
+__all__ = [
+    "ATTACKS",
+    "GOALS",
+    "LOSSES",
+    "STOPPING",
+    "SUITES",
+    "Attacked",
+    "FirstOrder",
+    "Judged",
+    "Surface",
+    "attack_names",
+    "make_attack",
+    "resolve_attacks",
+]

@@ -1,0 +1,76 @@
+"""Attack losses: what an attacker *raises*, one number for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["LOSSES", "cross_entropy", "dlr", "margin", "resolve_loss"]
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """``CE(z, y) = logsumexp(z) - z_y``.
+
+    Args:
+        scores: (N, K).
+        labels: (N,).
+
+    Returns:
+        (N,), at least 0.
+    """
+    return F.cross_entropy(scores, labels, reduction="none")
+
+
+def margin(scores: Tensor, labels: Tensor) -> Tensor:
+    """``max_{j != y} z_j - z_y`` (Carlini, Wagner 2017): above zero where the answer is wrong.
+
+    Args:
+        scores: (N, K), K >= 2.
+        labels: (N,).
+
+    Returns:
+        (N,).
+
+    Example:
+        >>> import torch
+        >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])).item()
+        -1.0
+    """
+    true = scores.gather(1, labels[:, None]).squeeze(1)
+    others = scores.scatter(1, labels[:, None], float("-inf"))
+    return others.amax(1) - true
+
+
+def dlr(scores: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6).
+
+    ``-(z_y - max_{j != y} z_j) / (z_pi1 - z_pi3)``, with pi the descending order of the scores:
+    the margin, made independent of their scale.
+
+    Args:
+        scores: (N, K), K >= 4 (with three classes the ratio is constant for wrong answers).
+        labels: (N,).
+
+    Returns:
+        (N,).
+    """
+    top = scores.topk(3, dim=1).values
+    return margin(scores, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+"""Attack losses by name."""
+
+
+def resolve_loss(name: str, num_classes: int) -> str:
+    """The loss that is really used: ``dlr`` needs four classes, and is ``margin`` below that.
+
+    Example:
+        >>> resolve_loss("dlr", 3), resolve_loss("dlr", 10)
+        ('margin', 'dlr')
+    """
+    return "margin" if name == "dlr" and num_classes < 4 else name

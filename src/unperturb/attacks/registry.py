@@ -1,0 +1,152 @@
+"""Attacks and suites by name: the same ids in Python, on the command line and in records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+
+from unperturb.attacks.engine import FirstOrder
+from unperturb.errors import AttackError, ConfigError, unknown_name
+
+__all__ = ["ATTACKS", "SUITES", "attack_names", "make_attack", "resolve_attacks"]
+
+
+def _fgsm(steps: int | None) -> FirstOrder:
+    if steps is not None:
+        raise AttackError(
+            f"fgsm-{steps} does not exist: FGSM has one step",
+            expected="fgsm",
+            fix=f"bim-{steps} is its iterated form",
+        )
+    return FirstOrder(name="fgsm", steps=1, step_size=1.0)
+
+
+def _bim(steps: int | None) -> FirstOrder:
+    count = 10 if steps is None else steps
+    return FirstOrder(name=f"bim-{count}", steps=count, step_size=0.25)
+
+
+def _pgd(steps: int | None) -> FirstOrder:
+    count = 20 if steps is None else steps
+    return FirstOrder(name=f"pgd-{count}", steps=count, step_size=0.25, random_start=True)
+
+
+def _mim(steps: int | None) -> FirstOrder:
+    count = 10 if steps is None else steps
+    return FirstOrder(name=f"mim-{count}", steps=count, step_size=1 / max(count, 1), momentum=1.0)
+
+
+Family = Callable[[int | None], FirstOrder]
+
+ATTACKS: dict[str, Family] = {"fgsm": _fgsm, "bim": _bim, "pgd": _pgd, "mim": _mim}
+"""Attack families by name; ``NAME-STEPS`` sets the steps, ``?restarts=5&loss=dlr`` the rest.
+
+- ``fgsm``: one step of size eps (Goodfellow et al. 2015).
+- ``bim``: steps of eps/4 without a random start, 10 by default (Kurakin et al. 2017).
+- ``pgd``: steps of eps/4 (2/255 at 8/255) from a random start, 20 by default (Madry et al. 2018).
+- ``mim``: steps of eps/steps with momentum 1, 10 by default (Dong et al. 2018).
+"""
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "quick": ("fgsm", "pgd-20", "mim"),
+    "first-order": ("fgsm", "bim", "pgd-20", "mim", "pgd-100?loss=margin", "pgd-40?restarts=3"),
+}
+"""Named lists of attacks."""
+
+_OPTIONS: dict[str, Callable[[str], object]] = {
+    "restarts": int,
+    "loss": str,
+    "draws": int,
+    "step_size": float,
+    "momentum": float,
+}
+
+
+def _families() -> dict[str, Family]:
+    families = dict(ATTACKS)
+    for entry in entry_points(group="unperturb.attacks"):
+        if entry.name in families:
+            raise ConfigError(
+                f"The entry point {entry.value!r} registers the attack {entry.name!r}, "
+                "which exists",
+                expected="a name of its own",
+            )
+        families[entry.name] = entry.load()
+    return families
+
+
+def attack_names() -> list[str]:
+    """All attack families there are, third-party ones included."""
+    return sorted(_families())
+
+
+def make_attack(spec: str, *, draws: int | None = None) -> FirstOrder:
+    """Build an attack from its name.
+
+    Args:
+        spec: ``NAME``, ``NAME-STEPS``, either with ``?option=value&...`` behind it; options are
+            restarts, loss, draws, step_size (a fraction of eps) and momentum.
+        draws: Default number of draws averaged in each gradient.
+
+    Raises:
+        SpecError: The name or an option is unknown.
+        ConfigError: A value is out of range.
+
+    Example:
+        >>> make_attack("pgd-40?restarts=3&loss=margin").restarts
+        3
+    """
+    name, _, query = spec.strip().lower().partition("?")
+    families = _families()
+    match = re.fullmatch(r"(.+?)(?:-(\d+))?", name)
+    family, steps = (name, None) if match is None or name in families else match.groups()
+    if family not in families:
+        raise unknown_name("attack", family, [*families, *SUITES])
+    attack = families[family](None if steps is None else int(steps))
+    changes: dict[str, object] = {} if draws is None else {"draws": draws}
+    for pair in filter(None, query.split("&")):
+        option, _, text = pair.partition("=")
+        if option not in _OPTIONS:
+            raise unknown_name(f"option of attack {name!r}", option, _OPTIONS)
+        try:
+            changes[option] = _OPTIONS[option](text)
+        except ValueError:
+            raise ConfigError(
+                f"Option {option} of attack {name!r} is {text!r}", expected="a number"
+            ) from None
+    if not changes:
+        return attack
+    settings = {**attack.to_dict(), **changes}
+    if query:
+        settings["name"] = f"{attack.name}?{query}"
+    return FirstOrder(**settings)
+
+
+def resolve_attacks(attacks: str | Sequence[str | FirstOrder], **options: int) -> list[FirstOrder]:
+    """Attacks of a suite's name, a comma-separated list, or a sequence; each once, in order.
+
+    Raises:
+        SpecError: A name is unknown.
+        AttackError: There is no attack at all.
+
+    Example:
+        >>> [attack.name for attack in resolve_attacks("fgsm,pgd-20")]
+        ['fgsm', 'pgd-20']
+    """
+    names = attacks.split(",") if isinstance(attacks, str) else list(attacks)
+    found: dict[str, FirstOrder] = {}
+    for item in names:
+        if isinstance(item, FirstOrder):
+            found.setdefault(item.name, item)
+            continue
+        if not item.strip():
+            continue
+        for name in SUITES.get(item.strip().lower(), (item,)):
+            attack = make_attack(name, **options)
+            found.setdefault(attack.name, attack)
+    if not found:
+        raise AttackError(
+            "No attack is named", expected="a suite or attacks, such as quick or fgsm,pgd-20"
+        )
+    return list(found.values())

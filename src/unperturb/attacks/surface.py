@@ -1,0 +1,136 @@
+"""What an attack may evaluate of the thing it attacks, and what counts as its success."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unperturb.attacks.losses import LOSSES
+from unperturb.classifiers import Classifier, eval_view
+from unperturb.defense import Defense, Terms
+from unperturb.errors import AttackError, unknown_name
+from unperturb.randomness import Keys
+
+__all__ = ["GOALS", "Judged", "Surface"]
+
+GOALS = ("wrong", "wrong-unflagged")
+
+
+class Judged(NamedTuple):
+    """Verdict on a batch of images, each (N,)."""
+
+    success: Tensor  # bool: the goal is met
+    predictions: Tensor  # int64
+    margins: Tensor  # float: the goal's margin objective; for "wrong" max_{j != y} s_j - s_y
+    flagged: Tensor  # bool
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The differentiable face of a classifier or defense that an attacker sees.
+
+    Averaging over draws is the attack engine's work; this evaluates one draw for each row.
+
+    Attributes:
+        target: A ``Defense``, or any module from images to scores, which is attacked in eval mode.
+        backward: Gradient taken through the purifier: ``exact``, ``identity`` or one of the
+            purifier's own rules. A bare module has only ``exact``.
+        goal: ``wrong``, ``wrong-unflagged`` (for detectors that reject), or ``branch:NAME``: the
+            answer of one branch of the decision is made wrong.
+
+    Raises:
+        AttackError: The rule or the goal does not exist on this target.
+    """
+
+    target: nn.Module
+    backward: str = "exact"
+    goal: str = "wrong"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, Defense):
+            # A module in training mode would change its statistics under attack.
+            object.__setattr__(self, "target", eval_view(self.target))
+        rules = self.target.backwards if isinstance(self.target, Defense) else ("exact",)
+        if self.backward not in rules:
+            raise unknown_name("backward rule for this target", self.backward, rules)
+        if self.goal.startswith("branch:"):
+            if not isinstance(self.target, Defense):
+                raise AttackError(
+                    f"The goal {self.goal!r} needs a decision with branches",
+                    expected="a Defense",
+                    fix="use the goal 'wrong'",
+                )
+        elif self.goal not in GOALS:
+            raise unknown_name("goal", self.goal, [*GOALS, "branch:NAME"])
+        if self.goal == "wrong-unflagged" and not (
+            isinstance(self.target, Defense) and self.target.rejects
+        ):
+            raise AttackError(
+                "The goal 'wrong-unflagged' needs a detector whose flag rejects",
+                expected="a Defense with a detector of action 'reject'",
+                fix="use the goal 'wrong'",
+            )
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two calls on one image may answer differently."""
+        return isinstance(self.target, Defense) and self.target.stochastic
+
+    @torch.no_grad()
+    def count_classes(self, image: Tensor, keys: Keys) -> int:
+        """Number of classes K; of a bare module only a forward pass on one image tells it."""
+        if isinstance(self.target, Defense | Classifier):
+            return self.target.num_classes
+        return self.terms(image, keys).scores.shape[1]
+
+    def terms(self, images: Tensor, keys: Keys | None) -> Terms:
+        """Scores, the decision's branches and the detector's slack, all differentiable."""
+        if isinstance(self.target, Defense):
+            return self.target.terms(images, keys=keys, backward=self.backward)
+        return Terms(self.target(images), {}, None)
+
+    def _attacked(self, terms: Terms) -> Tensor:
+        if not self.goal.startswith("branch:"):
+            return terms.scores
+        name = self.goal.removeprefix("branch:")
+        if name not in terms.branches:
+            raise unknown_name("branch of the decision", name, terms.branches)
+        return terms.branches[name]
+
+    def objective(self, terms: Terms, labels: Tensor, loss: str) -> Tensor:
+        """What the attacker raises, (N,).
+
+        For ``wrong-unflagged`` flagged images also lower the detector's score:
+        ``loss + min(slack, 0)``.
+        """
+        value = LOSSES[loss](self._attacked(terms), labels)
+        if self.goal == "wrong-unflagged":
+            assert terms.slack is not None
+            value = value + terms.slack.clamp(max=0.0)
+        return value
+
+    def success(self, terms: Terms, labels: Tensor) -> Tensor:
+        """Whether the goal is met, (N,) bool; NaN scores count as a wrong answer."""
+        scores = self._attacked(terms)
+        wrong = (scores.argmax(1) != labels) | scores.isnan().any(1)
+        if self.goal == "wrong-unflagged":
+            assert terms.slack is not None
+            wrong &= terms.slack >= 0
+        return wrong
+
+    @torch.no_grad()
+    def judge(self, images: Tensor, labels: Tensor, keys: Keys | None) -> Judged:
+        """Fresh forward pass: is the goal met, what is answered, by which margin."""
+        terms = self.terms(images, keys)
+        flagged = (
+            torch.zeros_like(labels, dtype=torch.bool) if terms.slack is None else terms.slack < 0
+        )
+        return Judged(
+            self.success(terms, labels),
+            terms.scores.argmax(1),
+            self.objective(terms, labels, "margin"),
+            flagged,
+        )

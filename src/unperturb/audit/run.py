@@ -1,0 +1,370 @@
+"""Running an audit: units in, records out, resumable at any moment."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unperturb.attacks import FirstOrder, Surface, resolve_attacks
+from unperturb.audit.cost import cost_ratio, preview
+from unperturb.audit.plan import ATTACKERS, Plan, Unit, environment
+from unperturb.audit.result import AuditResult
+from unperturb.audit.store import Store, digest_rows
+from unperturb.audit.work import Bench
+from unperturb.checks import check_labels
+from unperturb.classifiers import Classifier, as_classifier
+from unperturb.defense import Defense
+from unperturb.errors import ConfigError, InputError
+from unperturb.files import short_paths, write_json
+from unperturb.progress import progress
+from unperturb.threat import Threat
+
+__all__ = ["audit", "complete"]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A part of the plan's units, one shard of several."""
+
+    index: int
+    count: int
+
+    def of(self, units: list[Unit]) -> list[Unit]:
+        return units[self.index - 1 :: self.count]
+
+
+def audit(
+    defense: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: Threat,
+    attacks: str | Sequence[str | FirstOrder] = "quick",
+    attackers: Sequence[str] = ATTACKERS,
+    ids: Sequence[str] | None = None,
+    baseline: nn.Module | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    scoring_draws: int = 10,
+    gradient_draws: int = 20,
+    keep_images: str = "worst",
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    workers: int = 1,
+    time_budget: float | None = None,
+    device: torch.device | str | None = None,
+    name: str | None = None,
+    data: dict[str, Any] | None = None,
+    show: bool = False,
+    announce: Callable[[str], None] | None = None,
+) -> AuditResult:
+    """Find out how much robustness a defense adds, for attackers who ignore it and who know it.
+
+    The headline is the per-image worst case over all attacks and attackers, the unperturbed image
+    included, beside the same of the undefended classifier. An oblivious attacker runs all steps on
+    the undefended classifier and his images are then shown to the defense (the published
+    protocol); an adaptive one attacks the defense itself with every gradient its purifier
+    declares, and stops at the first success.
+
+    Args:
+        defense: A ``Defense``, or a classifier (any module) to be audited by itself.
+        images: Clean images (N, C, H, W) in [0, 1].
+        labels: True labels (N,).
+        threat: ``Linf(eps)`` or ``L2(eps)``, eps in pixel units.
+        attacks: A suite, a comma-separated list of names, or attacks.
+        attackers: Some of ``oblivious`` and ``adaptive``.
+        ids: Names of the images; random numbers are keyed by them. Positions by default.
+        baseline: What gains are measured against; the defense's own classifier by default.
+        seed: Seed of all random numbers.
+        batch_size: Images in a unit; part of the plan.
+        scoring_draws: Fresh draws on which a random defense is scored.
+        gradient_draws: Draws averaged in each gradient of a random defense (EOT).
+        keep_images: ``worst`` (per image and attacker), ``all`` or ``none``.
+        out: Folder of the records. An audit that finds its own records there goes on from them.
+            None keeps them in a temporary folder that lives as long as the result.
+        shard: ``(i, n)``: do only the i-th of n parts; see ``merge``.
+        workers: Processes. The digest does not depend on it, as long as each has as many threads.
+        time_budget: Start no further unit after this many seconds.
+        device: Where to compute; where the defense is by default.
+        name: Name of the target in the report.
+        data: Source, split, classes and fingerprint of the images, for the record.
+        show: Show a progress bar with the time left.
+        announce: Is told, in words, what the audit will cost before it starts.
+
+    Returns:
+        Figures, records and reports.
+
+    Raises:
+        InputError: Images or labels are not what the contract says.
+        ConfigError: A setting is out of range.
+        SpecError: A name is unknown.
+        RecordError: ``out`` holds another audit, or one begun in another environment.
+        OutputError: ``out`` cannot be written.
+
+    Example:
+        >>> from unperturb import Linf, tpap
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        >>> found = audit(tpap(net), torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.long),
+        ...               threat=Linf(8 / 255), attacks="fgsm")
+        >>> found.worst_case_accuracy <= found.clean_accuracy
+        True
+    """
+    target = defense if isinstance(defense, Defense) else as_classifier(defense)
+    classifier = target.classifier if isinstance(target, Defense) else target
+    compared = classifier if baseline is None else as_classifier(baseline)
+    has_defense = compared is not target
+    if device is not None:
+        target, compared = target.to(device), compared.to(device)
+    for module in (classifier, compared):
+        module.check(images)
+    check_labels(labels, count=len(images), num_classes=classifier.num_classes)
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}", expected="at least 1")
+    if time_budget is not None and not time_budget > 0:
+        raise ConfigError(f"time_budget is {time_budget}", expected="seconds above 0")
+    named = tuple(ids) if ids is not None else tuple(str(i) for i in range(len(images)))
+    if len(named) != len(images):
+        raise InputError(f"{len(named)} ids for {len(images)} images", expected="one for each")
+    chosen = {a.name: a for a in resolve_attacks(attacks, draws=gradient_draws)}
+    stochastic = isinstance(target, Defense) and target.stochastic
+    plan = Plan(
+        attacks=tuple(a.to_dict() for a in chosen.values()),
+        attackers=_attackers(attackers),
+        norm=threat.norm,
+        eps=threat.eps,
+        seed=seed,
+        batch_size=min(batch_size, len(images)) if batch_size > 0 else batch_size,
+        scoring_draws=scoring_draws if stochastic else 1,
+        backwards=target.purifier.adaptive if isinstance(target, Defense) else ("exact",),
+        keep_images=keep_images,
+        ids=named,
+        target=_subject(target, name),
+        baseline=_subject(compared, "undefended classifier"),
+        has_defense=has_defense,
+        data=_data(data, images, labels),
+    )
+    where = next(compared.parameters(), images).device
+    bench = Bench(target, compared, images.to(where), labels.to(where), plan, chosen)
+    temporary = None
+    if out is None:
+        temporary = tempfile.TemporaryDirectory(prefix="unperturb-")
+        out = temporary.name
+    store = Store(Path(out))
+    everything = plan.units()
+    mine = everything if shard is None else _cut(shard).of(everything)
+    with store.locked(), _deterministic(where):
+        store.begin(plan, labels.tolist(), environment(where))
+        todo = [unit for unit in mine if not store.has(unit)]
+        if todo:
+            store.reopen()
+        if todo and announce is not None:
+            announce(_announcement(bench, todo, len(mine), workers))
+        _run_units(bench, store, todo, workers, time_budget, show)
+        if not (store.folder / "cost.json").exists():
+            batch = bench.images[: plan.batch_size]
+            write_json(store.folder / "cost.json", cost_ratio(target, compared, batch))
+        complete(store)
+    return AuditResult(store, _keep=temporary)
+
+
+def _attackers(named: Sequence[str]) -> tuple[str, ...]:
+    """The attackers once each, in canonical order; ``Plan`` refuses unknown ones."""
+    given = (named,) if isinstance(named, str) else tuple(named)
+    return tuple(sorted(set(given), key=[*ATTACKERS, *given].index))
+
+
+def _cut(shard: tuple[int, int]) -> _Cut:
+    index, count = shard
+    if not 1 <= index <= count:
+        raise ConfigError(
+            f"The shard is {index}/{count}", expected="i/n with 1 <= i <= n, such as 1/4"
+        )
+    return _Cut(index, count)
+
+
+def _subject(module: Defense | Classifier, name: str | None) -> dict[str, Any]:
+    describe = module.describe()
+    classifier = describe["classifier"] if isinstance(module, Defense) else describe
+    classifier["spec"] = short_paths(classifier.get("spec", ""))
+    weights = (classifier.get("weights") or {}).get("file")
+    of = classifier.get("arch") or "classifier"
+    of = f"{of} ({weights})" if weights else of
+    own = name or ("defense" if isinstance(module, Defense) else "undefended classifier")
+    return {
+        "name": own,
+        "title": f"{own} around {of}" if isinstance(module, Defense) else of,
+        "fingerprint": module.fingerprint(),
+        "describe": describe,
+    }
+
+
+def _data(given: dict[str, Any] | None, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    facts = {"source": "tensors", "split": None, "classes": [], **(given or {})}
+    facts["source"] = short_paths(str(facts["source"]))
+    return {**facts, "fingerprint": _images_fingerprint(images, labels)}
+
+
+def _images_fingerprint(images: Tensor, labels: Tensor) -> str:
+    import hashlib
+
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    digest.update(images.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    digest.update(labels.detach().cpu().to(torch.int64).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Fixed kernels on CUDA for the time of an audit; the flags are put back."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        yield
+
+
+def _announcement(bench: Bench, todo: list[Unit], total: int, workers: int) -> str:
+    size = bench.plan.batch_size
+    surfaces = {
+        (unit.subject, unit.backward): Surface(bench._victim(unit), backward=unit.backward)
+        for unit in todo
+        if unit.kind == "attack"
+    }
+    seconds = preview(
+        surfaces, bench.images[:size], bench.labels[:size], bench.keys[:size], bench.plan,
+        bench.attacks, todo,
+    )  # fmt: skip
+    done = f", {total - len(todo)} are done" if total > len(todo) else ""
+    shown = max(1, math.ceil(seconds / workers))
+    spelled = f"{shown} s" if shown < 90 else f"{math.ceil(shown / 60)} min"
+    return f"{total} units of work{done}; the rest takes at most about {spelled}"
+
+
+def _run_units(
+    bench: Bench,
+    store: Store,
+    todo: list[Unit],
+    workers: int,
+    time_budget: float | None,
+    show: bool,
+) -> None:
+    ends = None if time_budget is None else time.monotonic() + time_budget
+    bar = progress(total=len(todo), desc="audit", show=show, unit="unit")
+    with bar:
+        if workers == 1 or len(todo) < 2:
+            for unit in todo:
+                if ends is not None and time.monotonic() > ends:
+                    return
+                _do(bench, store, unit)
+                bar.update(1)
+            return
+        _run_parallel(bench, store, todo, workers, ends, bar)
+
+
+def _do(bench: Bench, store: Store, unit: Unit) -> None:
+    done = bench.run(unit)
+    store.write(unit, done.rows, done.pixels, done.seconds)
+
+
+# A worker process has one bench for its lifetime.
+_WORKER: tuple[Bench, Store] | None = None
+
+
+def _begin_worker(bench: Bench, store: Store, threads: int) -> None:
+    global _WORKER
+    torch.set_num_threads(threads)
+    _WORKER = (bench, store)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the audit is killed; the pool by itself would leave it waiting."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _work(unit: Unit) -> None:
+    assert _WORKER is not None
+    _do(*_WORKER, unit)
+
+
+def _run_parallel(
+    bench: Bench, store: Store, todo: list[Unit], workers: int, ends: float | None, bar: Any
+) -> None:
+    """Hand units to processes one at a time, so that a time budget can stop between them."""
+    try:
+        pickle.dumps((bench.subjects, bench.victim))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"The defense cannot be sent to {workers} worker processes: {error}",
+            expected="modules whose classes and functions can be imported",
+            fix="use workers=1, or move them out of __main__ and out of functions",
+        ) from error
+    context = multiprocessing.get_context("spawn")
+    arguments = (bench, store, torch.get_num_threads())
+    with ProcessPoolExecutor(workers, context, _begin_worker, arguments) as pool:
+        waiting = iter(todo)
+        running = {
+            pool.submit(_work, unit) for unit, _ in zip(waiting, range(workers), strict=False)
+        }
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+                bar.update(1)
+                unit = next(waiting, None)
+                if unit is not None and (ends is None or time.monotonic() <= ends):
+                    running.add(pool.submit(_work, unit))
+
+
+def complete(store: Store) -> bool:
+    """Close an audit whose units are all done: worst images, then the manifest."""
+    from unperturb.audit.images import keep_worst
+
+    units = plan_units(store.plan())
+    if not all(store.has(unit) for unit in units):
+        return False
+    if store.manifest() is None:
+        plan = store.plan()
+        rows = store.rows(units)
+        keep_worst(store, plan, units, rows)
+        store.finish(units, digest_rows(rows, plan["settings_hash"]))
+    return True
+
+
+def plan_units(stored: dict[str, Any]) -> list[Unit]:
+    """The units of a stored plan."""
+    settings = stored["settings"]
+    return Plan(
+        attacks=tuple(settings["attacks"]),
+        attackers=tuple(settings["attackers"]),
+        norm=settings["threat"]["norm"],
+        eps=settings["threat"]["eps"],
+        seed=settings["seed"],
+        batch_size=settings["batch_size"],
+        scoring_draws=settings["scoring_draws"],
+        backwards=tuple(settings["backwards"]),
+        keep_images=settings["keep_images"],
+        ids=tuple(stored["ids"]),
+        target=settings["target"],
+        baseline=settings["baseline"],
+        has_defense=settings["has_defense"],
+        data=settings["data"],
+    ).units()

@@ -1,0 +1,221 @@
+"""``unperturb audit``, ``report`` and ``merge``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unperturb.cli.options import (
+    check_fit,
+    check_output,
+    check_threat,
+    classifier_of,
+    classifier_options,
+    data_options,
+    echo_json,
+    load_subject,
+    read_data,
+    run_options,
+    setup,
+    threat_of,
+    threat_options,
+)
+from unperturb.errors import ConfigError, unknown_name
+
+
+@click.command(short_help="Measure how much robustness a defense adds.")
+@classifier_options(required=False)
+@data_options()
+@threat_options()
+@click.option(
+    "--attacks",
+    default="quick",
+    show_default=True,
+    help="A suite (quick, first-order) or attacks, such as fgsm,pgd-20,mim.",
+)
+@click.option(
+    "--attacker",
+    default="oblivious,adaptive",
+    show_default=True,
+    help="oblivious (ignores the defense, the published protocol), adaptive (knows it), or both.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True,
+              help="Images in a unit of work; part of what a digest depends on.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes.")  # fmt: skip
+@click.option("--shard", help="Do part i of n only, as 1/4; put parts together with merge.")
+@click.option("--time-budget", type=float, help="Start no new unit after so many seconds.")
+@click.option(
+    "--keep-images",
+    type=click.Choice(["worst", "all", "none"]),
+    default="worst",
+    show_default=True,
+    help="Adversarial images to keep: the worst per image and attacker, all, or none.",
+)
+@click.option("--fail-under", type=float, help="Exit with 3 if the worst case is below this.")
+@run_options(out="runs/audit", out_help="Folder of records and report.")
+def audit(**options: Any) -> int:
+    """Find out how much robustness a defense adds: for attackers who ignore it and who know it.
+
+    \b
+    Example:
+      unperturb audit --classifier cifar-resnet20@weights.safetensors --defense tpap \\
+        --data cifar10/ --limit 1000 --attacks fgsm,pgd-20,mim --eps 8/255 --out runs/tpap
+
+    A run that was cut off goes on with the same command.
+    """
+    gate = options["fail_under"]
+    if gate is not None and not 0 <= gate <= 1:
+        raise ConfigError(
+            f"--fail-under is {gate:g}",
+            expected="an accuracy between 0 and 1",
+            fix=f"write {gate / 100:g}" if 1 < gate <= 100 else "",
+        )
+    shard = _shard(options["shard"])
+    attackers = _attackers(options)
+    threat = threat_of(options["norm"], options["eps"])
+    check_output(Path(options["out"]))
+    device = setup(options["device"], options["threads"])
+    subject, name = load_subject(
+        options["classifier"],
+        options["defense"],
+        trust_remote_code=options["trust_remote_code"],
+        device=device,
+    )
+    classifier = classifier_of(subject)
+    data = read_data(options)
+    quiet = options["quiet"] or options["as_json"]
+
+    from unperturb.audit import audit as run
+    from unperturb.audit.report import terminal_table
+
+    images = data.images()
+    check_fit(classifier, images)
+    check_threat(threat, images)
+    found = run(
+        subject,
+        images,
+        data.labels,
+        ids=data.ids,
+        threat=threat,
+        attacks=options["attacks"],
+        attackers=attackers,
+        seed=options["seed"],
+        batch_size=options["batch_size"],
+        workers=options["workers"],
+        shard=shard,
+        time_budget=options["time_budget"],
+        keep_images=options["keep_images"],
+        device=device,
+        out=options["out"],
+        name=name,
+        data={"source": data.source, "split": data.split, "classes": list(data.classes),
+              "skipped": list(data.skipped)},
+        show=not quiet,
+        announce=None if quiet else lambda words: click.echo(words, err=True),
+    )  # fmt: skip
+    paths = found.save_report()
+    if options["as_json"]:
+        echo_json(found.to_json())
+    elif not options["quiet"]:
+        click.echo(terminal_table(found.summary))
+        for words in found.summary["left_out"]:
+            click.echo(f"left out: {words}")
+        click.echo(f"report: {paths[0]}")
+    worst = found.worst_case_accuracy
+    if gate is None:
+        return 0
+    if worst is None or not found.complete:
+        click.echo("the audit is not complete: the gate cannot be judged", err=True)
+        return 1
+    if worst < gate:
+        click.echo(f"worst case {worst:.1%} is below the gate of {gate:.1%}", err=True)
+        return 3
+    return 0
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        index, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        index, count = 0, 0
+    if not 1 <= index <= count:
+        raise ConfigError(f"--shard is {text!r}", expected="i/n with 1 <= i <= n, such as 1/4")
+    return index, count
+
+
+def _attackers(options: dict[str, Any]) -> list[str]:
+    """Names are checked before anything large is read."""
+    from unperturb.attacks import resolve_attacks
+    from unperturb.audit.plan import ATTACKERS
+
+    resolve_attacks(options["attacks"])
+    found = [name.strip().lower() for name in options["attacker"].split(",") if name.strip()]
+    for name in found:
+        if name not in ATTACKERS:
+            raise unknown_name("attacker", name, ATTACKERS)
+    if not found:
+        raise ConfigError(
+            f"--attacker is {options['attacker']!r}", expected="oblivious, adaptive, or both"
+        )
+    return found
+
+
+@click.command()
+@click.argument("folder")
+@click.option("--out", help="Where to write the report.  [default: FOLDER]")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print all figures as one JSON object instead."
+)
+def report(folder: str, out: str | None, as_json: bool) -> int:
+    """Write the report of an audit again, from its records.
+
+    \b
+    Example:
+      unperturb report runs/tpap
+    """
+    from unperturb.audit import read_result
+    from unperturb.audit.report import terminal_table
+
+    if out is not None:
+        check_output(Path(out))
+    found = read_result(folder)
+    paths = found.save_report(out) if out is not None or not as_json else []
+    if as_json:
+        echo_json(found.summary)
+        return 0
+    click.echo(terminal_table(found.summary))
+    for path in paths:
+        click.echo(path)
+    return 0
+
+
+@click.command(short_help="Put the shards of one audit together.")
+@click.argument("folders", nargs=-1, required=True)
+@click.option("--out", required=True, help="A new folder for the whole.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def merge(folders: tuple[str, ...], out: str, as_json: bool) -> int:
+    """Put the shards of one audit together; the digest is that of an undivided run.
+
+    \b
+    Example:
+      unperturb merge runs/part1 runs/part2 --out runs/whole
+    """
+    from unperturb.audit import merge as put_together
+    from unperturb.audit.report import terminal_table
+
+    check_output(Path(out))
+    found = put_together(folders, out)
+    paths = found.save_report()
+    if as_json:
+        echo_json(found.to_json())
+        return 0
+    click.echo(terminal_table(found.summary))
+    for words in found.summary["left_out"]:
+        click.echo(f"left out: {words}")
+    click.echo(f"report: {paths[0]}")
+    return 0

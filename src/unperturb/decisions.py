@@ -1,0 +1,46 @@
+"""Decisions: logits before and after purification to scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unperturb.stages import Stage
+
+__all__ = ["DECISIONS", "Decision", "LogitsAfter"]
+
+
+class Decision(Stage):
+    """Base of every decision.
+
+    Attributes:
+        stochastic: Whether it is random.
+        reads: Which logits it reads, of ``before`` and ``after``; the other is not computed.
+    """
+
+    stochastic: bool = False
+    reads: frozenset[str] = frozenset({"after"})
+
+    def forward(self, before: Tensor | None, after: Tensor | None, flagged: Tensor) -> Tensor:
+        """Scores (N, K) from logits before and after (each (N, K), None if not read) and flags."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward")
+
+    def branches(self, before: Tensor | None, after: Tensor | None) -> dict[str, Tensor]:
+        """The alternatives between which the decision chooses, each (N, K), for an attacker."""
+        return {}
+
+
+class LogitsAfter(Decision):
+    """The answer is what the classifier says of the purified image."""
+
+    name = "logits-after"
+    reads = frozenset({"after"})
+
+    def forward(self, before: Tensor | None, after: Tensor | None, flagged: Tensor) -> Tensor:
+        """Return the logits after."""
+        assert isinstance(after, torch.Tensor)
+        return after
+
+
+DECISIONS: dict[str, type[Decision]] = {LogitsAfter.name: LogitsAfter}
+"""Decisions by name."""

@@ -1,0 +1,48 @@
+"""What a purifier is: images in, what the classifier reads out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from unperturb.context import Context
+from unperturb.stages import Stage
+
+__all__ = ["Purified", "Purifier"]
+
+
+class Purified(NamedTuple):
+    """What a purifier returns.
+
+    Attributes:
+        reading: What the classifier reads: images, or features where it reads features.
+        images: Purified images (N, C, H, W) to look at, or None where there are none.
+        reference: What "before" reads; None for the raw images.
+    """
+
+    reading: Tensor
+    images: Tensor | None
+    reference: Tensor | None = None
+
+
+class Purifier(Stage):
+    """Base of every purifier. It owns no classifier: it asks the context.
+
+    Attributes:
+        stochastic: Whether it draws random numbers (through ``ctx.noise`` or ``ctx.uniform``).
+        references: Whether it sets ``Purified.reference``, so that it must run even where only
+            "before" is read.
+        backwards: Gradients an attacker may take through it. ``exact`` is autograd as it is;
+            ``identity`` (BPDA) exists where the reading has the images' shape.
+        adaptive: Those that an adaptive audit tries, strongest first; the per-image worst counts.
+    """
+
+    stochastic: bool = False
+    references: bool = False
+    backwards: tuple[str, ...] = ("exact", "identity")
+    adaptive: tuple[str, ...] = ("exact", "identity")
+
+    def forward(self, images: Tensor, *, ctx: Context) -> Purified:
+        """Purify images (N, C, H, W) in [0, 1]."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward")

@@ -1,0 +1,82 @@
+"""What purifiers, detectors and decisions share: a name, settings, a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+from torch import nn
+
+from unperturb.errors import ConfigError, unknown_name
+
+__all__ = ["Stage", "build_stage", "registered"]
+
+
+class Stage(nn.Module):
+    """One stage of a defense.
+
+    Attributes:
+        name: Lower-case id, shared by Python, the command line and saved folders.
+    """
+
+    name: str = ""
+
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that build this stage again, JSON-able; weights excluded."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings, as written into every record."""
+        return {"name": self.name, **self.config()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over name, settings and weights."""
+        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
+        for key, value in sorted(self.state_dict().items()):
+            plain = value.detach().cpu().contiguous()
+            digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}\n".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def registered(group: str, own: Mapping[str, type[Stage]]) -> dict[str, type[Stage]]:
+    """Our stages and those that other packages register under the entry-point group.
+
+    Raises:
+        ConfigError: A package registers a name that exists.
+    """
+    found = dict(own)
+    for entry in entry_points(group=f"unperturb.{group}"):
+        if entry.name in found:
+            raise ConfigError(
+                f"The entry point {entry.value!r} registers {entry.name!r} among the {group}, "
+                "where that name exists",
+                expected="a name of its own",
+            )
+        found[entry.name] = entry.load()
+    return found
+
+
+def build_stage(group: str, own: Mapping[str, type[Stage]], settings: dict[str, Any]) -> Stage:
+    """Build a stage from what ``describe`` wrote.
+
+    Raises:
+        SpecError: The name is unknown.
+        ConfigError: The settings do not fit.
+    """
+    options = dict(settings)
+    name = str(options.pop("name", ""))
+    known = registered(group, own)
+    if name not in known:
+        raise unknown_name(group.removesuffix("s"), name, known)
+    try:
+        return known[name](**options)
+    except TypeError as error:
+        raise ConfigError(
+            f"The settings {options} do not fit {name!r}: {error}",
+            expected="settings that this version of the stage knows",
+        ) from None

@@ -1,0 +1,20 @@
+"""Training: objectives, one loop for all of them, and the robust-overfitting monitor."""
+
+from __future__ import annotations
+
+from unperturb.training.config import TrainConfig
+from unperturb.training.loop import Trained, train
+from unperturb.training.monitor import make_monitor, measure
+from unperturb.training.objectives import OBJECTIVES, fgsm_examples
+from unperturb.training.run import train_classifier
+
+__all__ = [
+    "OBJECTIVES",
+    "TrainConfig",
+    "Trained",
+    "fgsm_examples",
+    "make_monitor",
+    "measure",
+    "train",
+    "train_classifier",
+]

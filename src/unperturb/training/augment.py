@@ -1,0 +1,45 @@
+"""Random crops and flips, drawn from a generator that is handed in."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["augment", "epoch_generator"]
+
+_PAD = 4
+
+
+def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
+    """The generator of one epoch: order and augmentation are a function of (seed, epoch)."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
+
+
+def augment(images: Tensor, kind: str, generator: np.random.Generator) -> Tensor:
+    """Augment a batch.
+
+    Args:
+        images: (N, C, H, W), any dtype.
+        kind: ``crop-flip`` (zero padding by 4, random crop, horizontal flip), ``flip``, ``none``.
+        generator: Source of the random numbers.
+
+    Returns:
+        A batch of the same shape.
+    """
+    if kind == "none":
+        return images
+    count, _, height, width = images.shape
+    flip = torch.from_numpy(generator.random(count) < 0.5).to(images.device)
+    if kind == "crop-flip":
+        padded = F.pad(images, (_PAD, _PAD, _PAD, _PAD))
+        top = torch.from_numpy(generator.integers(0, 2 * _PAD + 1, count)).to(images.device)
+        left = torch.from_numpy(generator.integers(0, 2 * _PAD + 1, count)).to(images.device)
+        rows = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]
+        columns = left[:, None] + torch.arange(width, device=images.device)
+        columns = torch.where(flip[:, None], columns.flip(1), columns)[:, None, :]
+        batch = torch.arange(count, device=images.device)[:, None, None]
+        # Advanced indexing puts the channel axis last, which is channels_last memory for free.
+        return padded.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
+    return torch.where(flip[:, None, None, None], images.flip(3), images)

@@ -1,0 +1,121 @@
+"""The robust-overfitting monitor: is a network in the state that TPAP needs?
+
+Tang et al. 2024, section 3.2: on training images the accuracy on the attack that is trained on
+(FGSM at the training eps) is above 90 %, that on other attacks (PGD) below 10 %; "most
+importantly", on images not trained on, accuracy on clean images and on that attack is high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unperturb.attacks import Surface, make_attack
+from unperturb.data import ImageSet
+from unperturb.randomness import Keys
+from unperturb.threat import Linf
+from unperturb.training.config import TrainConfig
+
+__all__ = ["FGSM_ABOVE", "PGD_BELOW", "depth", "make_monitor", "measure"]
+
+FGSM_ABOVE = 0.90
+PGD_BELOW = 0.10
+
+
+@torch.no_grad()
+def _correct(network: nn.Module, images: Tensor, labels: Tensor) -> int:
+    return int((network(images).argmax(1) == labels).sum())
+
+
+def measure(
+    network: nn.Module,
+    data: ImageSet,
+    *,
+    train_eps: float,
+    other_eps: float,
+    seed: int,
+    batch_size: int = 250,
+    device: torch.device | str = "cpu",
+    attacks: tuple[str, ...] = ("fgsm", "pgd-20"),
+) -> dict[str, float]:
+    """Accuracy of a network on clean images, on FGSM at the training eps, and on PGD.
+
+    Args:
+        network: Images in [0, 1] to logits, in eval mode.
+        data: The images.
+        train_eps: Size of FGSM in pixel units.
+        other_eps: Size of the other attacks in pixel units.
+        seed: Seed of the random starts.
+        batch_size: Images at a time.
+        device: Where to compute.
+        attacks: The attack trained on, and others; none for clean accuracy alone.
+
+    Returns:
+        ``clean`` and one entry for each attack's family, each an accuracy in [0, 1].
+    """
+    chosen = [make_attack(name) for name in attacks]
+    surface = Surface(network)
+    right: dict[str, int] = {}
+    for start in range(0, len(data), batch_size):
+        rows = slice(start, start + batch_size)
+        images = data.images(rows).to(device, memory_format=torch.channels_last)
+        labels = data.labels[rows].to(device)
+        right["clean"] = right.get("clean", 0) + _correct(network, images, labels)
+        for attack in chosen:
+            result = attack.run(
+                surface,
+                images,
+                labels,
+                threat=Linf(train_eps if attack is chosen[0] else other_eps),
+                keys=Keys.of(seed, data.ids[rows], domain="monitor"),
+                stop="fixed",
+            )
+            family = attack.name.partition("-")[0]
+            right[family] = right.get(family, 0) + int((~result.success).sum())
+    return {name: count / len(data) for name, count in right.items()}
+
+
+def make_monitor(
+    data: ImageSet, config: TrainConfig, device: torch.device | str = "cpu"
+) -> Callable[[nn.Module], dict[str, Any]]:
+    """A monitor for ``train``: figures on training and on held-out images after each epoch.
+
+    The keys of its record are ``train_clean``, ``train_fgsm``, ``train_pgd``, the same with
+    ``heldout_`` (where images are held out), and ``robust_overfitting``: whether this epoch is in
+    the state on training images. Standard training is never in it, so nothing is attacked there.
+    """
+    adversarial = config.objective != "standard"
+    attacks = ("fgsm", "pgd-20") if adversarial else ()
+    count = len(data) - config.holdout
+    size = config.monitor_images
+    parts = {"train": data.take(torch.arange(min(size, count)))}
+    if config.holdout:
+        parts["heldout"] = data.take(torch.arange(count, count + min(size, config.holdout)))
+
+    def monitor(network: nn.Module) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        for part, images in parts.items():
+            figures = measure(
+                network,
+                images,
+                train_eps=config.eps,
+                other_eps=config.monitor_eps,
+                seed=config.seed,
+                device=device,
+                attacks=attacks,
+            )
+            record |= {f"{part}_{name}": value for name, value in figures.items()}
+        record["robust_overfitting"] = (
+            adversarial and record["train_fgsm"] > FGSM_ABOVE and record["train_pgd"] < PGD_BELOW
+        )
+        return record
+
+    return monitor
+
+
+def depth(record: dict[str, Any]) -> float:
+    """How deep an epoch is in the state: FGSM accuracy less PGD accuracy on training images."""
+    return float(record["train_fgsm"]) - float(record["train_pgd"])

@@ -1,0 +1,143 @@
+"""Training a classifier from a name or from weights to a saved folder with its record."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unperturb.classifiers import Classifier, save_classifier
+from unperturb.data import ImageSet
+from unperturb.errors import RecordError
+from unperturb.files import short_paths, write_json
+from unperturb.training.config import TrainConfig
+from unperturb.training.loop import CHECKPOINT, Epoch, train
+from unperturb.training.monitor import FGSM_ABOVE, PGD_BELOW, depth, make_monitor
+
+__all__ = ["train_classifier"]
+
+RECORD = "training.json"
+
+
+class _Network(nn.Module):
+    """The trainable network with its classifier's normalization in front."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.module = classifier.module
+        self._prepare: Callable[[Tensor], Tensor] = classifier.prepare
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(self._prepare(images))  # type: ignore[no-any-return]
+
+
+def train_classifier(
+    classifier: Classifier,
+    data: ImageSet,
+    config: TrainConfig,
+    *,
+    out: str | Path,
+    device: torch.device | str = "cpu",
+    stop_after: int | None = None,
+    show: bool = True,
+) -> Classifier:
+    """Train ``classifier`` in place, and leave a folder that ``load_classifier`` reads.
+
+    The folder holds ``config.json`` (with a card), ``model.safetensors``, ``training.json`` (one
+    record for each epoch) and, until the run is finished, a checkpoint. A run that was cut off goes
+    on from its checkpoint and ends with the weights of an uninterrupted one.
+
+    Standard training keeps the last epoch; FGSM training keeps the epoch that is deepest in
+    robust overfitting.
+
+    Args:
+        classifier: Fresh (``new_classifier``) or with start weights.
+        data: Training images; the last ``config.holdout`` are held out.
+        config: The settings.
+        out: The folder.
+        device: Where to train.
+        stop_after: Stop after this many epochs, leaving the checkpoint.
+        show: Show progress, with the monitor's figures after each epoch.
+
+    Raises:
+        RecordError: The folder holds another finished or unfinished run.
+        DataError: Too few images.
+    """
+    folder = Path(out)
+    record_path = folder / RECORD
+    if record_path.exists() and not (folder / CHECKPOINT).exists():
+        raise RecordError(
+            f"{folder} holds a finished training run",
+            expected="a new folder, or one with an unfinished run of the same settings",
+            fix="choose another --out, or delete that folder",
+        )
+    start = classifier.fingerprint()
+    began = {"spec": classifier.spec, "fingerprint": start}
+    classifier.module.requires_grad_(True)
+    network = _Network(classifier)
+    classifier.to(device)
+    fgsm = config.objective == "fgsm"
+    trained = train(
+        network,
+        data,
+        config,
+        out=folder,
+        device=device,
+        monitor=make_monitor(data, config, device),
+        depth=depth if fgsm else None,
+        stop_after=stop_after,
+        show=show,
+    )
+    network.eval()
+    network.load_state_dict(trained.state)
+    classifier.module.requires_grad_(False)
+    if len(trained.epochs) < config.epochs:
+        return classifier
+    kept = trained.epochs[trained.kept_epoch - 1]
+    card = {
+        "trained_by": "unperturb train",
+        "objective": config.objective,
+        "config": config.to_dict(),
+        "start": began if began["spec"] else None,
+        "classes": list(data.classes),
+        "data": {"source": data.source, "split": data.split, "fingerprint": data.fingerprint()},
+        "kept_epoch": trained.kept_epoch,
+        "monitor": _monitor_card(kept, config),
+        "environment": {
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+        },
+    }
+    save_classifier(classifier, folder, extra=_relative(card))
+    write_json(record_path, {**_relative(card), "epochs": trained.epochs})
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return classifier
+
+
+def _monitor_card(kept: Epoch, config: TrainConfig) -> dict[str, Any]:
+    figures = {k: v for k, v in kept.items() if k.startswith(("train_", "heldout_"))}
+    return {
+        **figures,
+        "robust_overfitting": kept["robust_overfitting"],
+        "train_eps": config.eps,
+        "other_eps": config.monitor_eps,
+        "images": config.monitor_images,
+        "rule": f"FGSM at the training eps above {FGSM_ABOVE:.0%} and PGD-20 below "
+        f"{PGD_BELOW:.0%}, on training images",
+    }
+
+
+def _relative(card: dict[str, Any]) -> dict[str, Any]:
+    """Paths of this machine say nothing to anyone else: names only."""
+    found: dict[str, Any] = json.loads(json.dumps(card))
+    for key, name in (("data", "source"), ("start", "spec")):
+        if found.get(key):
+            found[key][name] = short_paths(found[key][name])
+    return found
