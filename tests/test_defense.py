@@ -62,6 +62,16 @@ class Noisy(Purifier):
         return Purified(noisy, noisy)
 
 
+class Asking(Purifier):
+    """Asks for the logits before, and moves by the answer."""
+
+    name = "asking"
+
+    def forward(self, images: Tensor, *, ctx: Context) -> Purified:
+        moved = images + 0.01 * ctx.before().argmax(1).view(-1, 1, 1, 1)
+        return Purified(moved, moved)
+
+
 class Halves(Purifier):
     """Reads half the pixels' brightness; its "before" is another reading."""
 
@@ -204,7 +214,7 @@ def test_before_and_grad_shares_the_pass_and_leaves_no_grad(
     assert all(p.grad is None for p in net.parameters())
     x = images.detach().clone().requires_grad_()
     (wanted,) = torch.autograd.grad(net(x)[:, 0].sum(), x)
-    assert torch.equal(gradient, wanted)
+    torch.testing.assert_close(gradient, wanted)
     assert not gradient.requires_grad
 
 
@@ -295,6 +305,21 @@ def test_smoothed_sign_where_the_gradient_vanishes(linear: Any, pixels: Any) -> 
     net = linear(scale=0.0)
     defense = tpap(as_classifier(net, num_classes=2))
     assert not _input_gradient(defense, pixels(3, 1, 4), "smoothed-sign").any()
+
+
+@pytest.mark.parametrize("backward", ["exact", "identity"])
+def test_a_purifier_that_asks_first_takes_no_gradient_away(
+    conv: Any, pixels: Any, counted: Any, backward: str
+) -> None:
+    net, images = counted(conv(smooth=True).double()), pixels(4).double()
+    defense = Defense(net, purifier=Asking(), decision=Branching())
+    x = images.clone().requires_grad_()
+    net.calls.clear()
+    run = defense.terms(x, backward=backward)
+    assert net.calls == [4, 4]
+    (found,) = torch.autograd.grad((run.branches["difference"] + run.scores)[:, 0].sum(), x)
+    (before,) = torch.autograd.grad(net(x)[:, 0].sum(), x)
+    torch.testing.assert_close(found, before)
 
 
 @pytest.mark.parametrize("backward", ["exact", "identity", "smoothed-sign"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from unperturb.gradients import InputGradients
 from unperturb.randomness import Keys
 
 __all__ = ["Context"]
@@ -74,7 +76,9 @@ class Context:
         """
         differentiable = differentiable and self._attacked and torch.is_grad_enabled()
         keep = differentiable or (self._attacked and self._keep_before)
-        with torch.inference_mode(False), torch.enable_grad():
+        # A graph that outlives this call may be asked for gradients of parameters too.
+        cheap = nullcontext() if keep or torch.compiler.is_compiling() else InputGradients()
+        with torch.inference_mode(False), torch.enable_grad(), cheap:
             if keep:
                 point = self.images
             else:

@@ -107,7 +107,7 @@ def short_paths(text: str) -> str:
     """Replace paths by their last part: where a file lay says nothing to anybody else.
 
     Example:
-        >>> short_paths("cifar-resnet20@/home/me/w.safetensors; split test; all of a/b/c")
+        >>> short_paths("cifar-resnet20@some/w.safetensors; split test; all of a/b/c")
         'cifar-resnet20@w.safetensors; split test; all of c'
     """
     return re.sub(r"[^\s@;,]*/(?=[^\s@;,/])", "", text)

@@ -7,7 +7,9 @@ from typing import Any
 __all__ = ["progress"]
 
 
-def progress(*, total: int, desc: str, initial: int = 0, show: bool = True, unit: str = "it") -> Any:
+def progress(
+    *, total: int, desc: str, initial: int = 0, show: bool = True, unit: str = "it"
+) -> Any:
     """A tqdm bar on standard error.
 
     Args:

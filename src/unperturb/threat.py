@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,6 +47,10 @@ class Threat(ABC):
         For Linf these are the nearest such images; for L2 the ball comes first and then the
         clipping, which need not be the nearest point where both bind.
         """
+
+    def projector(self, origin: Tensor) -> Callable[[Tensor], Tensor]:
+        """``project`` on the ball around one origin, for those who call it at every step."""
+        return lambda images: self.project(images, origin)
 
     @abstractmethod
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
@@ -93,9 +98,11 @@ class Linf(Threat):
             )
 
     def project(self, images: Tensor, origin: Tensor) -> Tensor:
-        return torch.clamp(
-            images, (origin - self.eps).clamp_(min=0.0), (origin + self.eps).clamp_(max=1.0)
-        )
+        return self.projector(origin)(images)
+
+    def projector(self, origin: Tensor) -> Callable[[Tensor], Tensor]:
+        low, high = (origin - self.eps).clamp_(min=0.0), (origin + self.eps).clamp_(max=1.0)
+        return lambda images: torch.clamp(images, low, high)
 
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
         return (images - origin).flatten(1).abs().amax(1)

@@ -417,11 +417,15 @@ def test_zero_gradients_are_counted(linear: Any, pixels: Any) -> None:
     assert not attack(net, images, labels, Linf(0.1), steps=4).zero_gradients.any()
 
 
-def test_nan_gradients_are_counted_and_do_no_harm(linear: Any) -> None:
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+@pytest.mark.parametrize("threat", [Linf(0.05), L2(0.2)], ids=["linf", "l2"])
+def test_nan_gradients_are_counted_and_do_no_harm(
+    linear: Any, threat: Threat, momentum: float
+) -> None:
     net = linear()
     images = torch.cat((torch.full((2, 1, 4, 4), 0.3), torch.full((3, 1, 4, 4), 0.8)))
     labels = net(images).argmax(1)
-    found = attack(Broken(net), images, labels, Linf(0.05), steps=3)
+    found = attack(Broken(net), images, labels, threat, steps=3, momentum=momentum)
     assert found.nan_gradients.tolist() == [0, 0, 3, 3, 3]
     assert not found.zero_gradients.any()
     assert bool(torch.isfinite(found.images).all())

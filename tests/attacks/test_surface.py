@@ -103,6 +103,22 @@ def test_goal_wrong_unflagged(conv: Any, pixels: Any) -> None:
     assert 0 < unseen <= int(found.success.sum())
 
 
+def test_wrong_and_flagged_is_no_success(conv: Any, pixels: Any) -> None:
+    net, images = conv(), pixels(40)
+    with torch.no_grad():
+        change = (net(images / 2) - net(images)).abs().sum(1)
+        answer = net(images / 2).argmax(1)
+    labels = torch.where(torch.arange(40) % 2 == 0, answer, (answer + 1) % 5)
+    detector = ThresholdDetector(threshold=change.median().item(), action="reject")
+    defense = Defense(net, purifier=Darker(), detector=detector)
+    wrong, unflagged = labels != answer, change <= change.median()
+    both = Surface(defense, goal="wrong-unflagged").judge(images, labels, None)
+    assert torch.equal(both.success, wrong & unflagged)
+    assert torch.equal(both.flagged, ~unflagged)
+    assert len({*zip(wrong.tolist(), unflagged.tolist(), strict=True)}) == 4
+    assert torch.equal(Surface(defense).judge(images, labels, None).success, wrong)
+
+
 def test_the_slack_pulls_flagged_images_back(linear: Any, pixels: Any) -> None:
     net, images = linear().double(), pixels(8, 1, 4).double()
     with torch.no_grad():

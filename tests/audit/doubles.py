@@ -156,10 +156,9 @@ def arguments(**changes: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from unperturb.audit import audit
-
     # The module by its own name, so that worker processes find its classes too.
     from audit.doubles import arguments as named
+    from unperturb.audit import audit
 
     torch.set_num_threads(int(sys.argv[3]))
     print("ready", flush=True)  # noqa: T201

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +18,7 @@ import unperturb
 from unperturb.classifiers import load_classifier
 from unperturb.cli import unperturb as program
 
-if TYPE_CHECKING:
-    from tests.cli.conftest import Run
+Run = Callable[..., Any]
 
 VERBS = ("demo", "audit", "report", "merge", "predict", "attack", "train", "convert", "list")
 
@@ -119,7 +118,7 @@ def test_examples_of_the_help_work(project: Path, run: Run) -> None:
     less = {
         "audit": ["--limit", "3", "--quiet"],
         "attack": ["--limit", "3"],
-        "train": "--epochs 1 --batch-size 8 --holdout 10 --monitor-images 4 --shuffle".split(),
+        "train": shlex.split("--epochs 1 --batch-size 8 --holdout 10 --monitor-images 4 --shuffle"),
     }
     # The demo has a test of its own.
     for verb in ("convert", "list", "train", "predict", "audit", "report", "attack"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from unperturb.attacks.engine import STOPPING, Attacked, FirstOrder
+from unperturb.attacks.base import STOPPING, Attack, Attacked
+from unperturb.attacks.engine import FirstOrder
 from unperturb.attacks.losses import LOSSES
 from unperturb.attacks.registry import (
     ATTACKS,
@@ -19,6 +20,7 @@ __all__ = [
     "LOSSES",
     "STOPPING",
     "SUITES",
+    "Attack",
     "Attacked",
     "FirstOrder",
     "Judged",

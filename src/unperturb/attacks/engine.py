@@ -17,36 +17,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unperturb.attacks.base import STOPPING, Attacked
 from unperturb.attacks.losses import LOSSES, resolve_loss
-from unperturb.attacks.surface import Judged, Surface
+from unperturb.attacks.surface import Surface
 from unperturb.checks import check_images, check_labels
 from unperturb.errors import AttackError, ConfigError, unknown_name
+from unperturb.gradients import InputGradients
 from unperturb.randomness import Keys
 from unperturb.threat import Threat
 
-__all__ = ["STOPPING", "Attacked", "FirstOrder"]
-
-STOPPING = ("fixed", "first-success")
-
-
-class Attacked(NamedTuple):
-    """What an attack leaves, one row for each image."""
-
-    images: Tensor  # (N, C, H, W), re-checked: inside the ball and [0, 1]
-    judged: Judged  # verdict of a fresh forward pass on fresh draws
-    queries: Tensor  # (N,) int64: forward passes of the attacked module spent on the image
-    zero_gradients: Tensor  # (N,) int64: steps at which the whole gradient was exactly zero
-    nan_gradients: Tensor  # (N,) int64: steps at which the gradient held NaN or infinity
-
-    @property
-    def success(self) -> Tensor:
-        """Whether the goal is met, (N,) bool."""
-        return self.judged.success
+__all__ = ["FirstOrder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +141,32 @@ class FirstOrder:
         classes = surface.count_classes(images[:1], keys[:1])
         check_labels(labels, count=len(images), num_classes=classes)
         with torch.inference_mode(False):
-            run = _Batch(self, surface, images.clone(), labels.clone(), threat, keys, stop)
-            if stop == "first-success":
-                run.leave_unperturbed()
-            for restart in range(self.restarts):
-                run.restart(restart)
-            return run.result()
+            try:
+                return self._run(surface, images, labels, threat, keys, stop, torch.channels_last)
+            except RuntimeError as error:
+                if "view size is not compatible" not in str(error):
+                    raise
+            # A net that views its features as rows reads no other layout than PyTorch's first;
+            # its very first forward pass has said so, so no work is lost.
+            plain = torch.contiguous_format
+            return self._run(surface, images, labels, threat, keys, stop, plain)
+
+    def _run(
+        self,
+        surface: Surface,
+        images: Tensor,
+        labels: Tensor,
+        threat: Threat,
+        keys: Keys,
+        stop: str,
+        layout: torch.memory_format,
+    ) -> Attacked:
+        run = _Batch(self, surface, images.clone(), labels.clone(), threat, keys, stop, layout)
+        if stop == "first-success":
+            run.leave_unperturbed()
+        for restart in range(self.restarts):
+            run.restart(restart)
+        return run.result()
 
 
 class _Batch:
@@ -176,9 +181,11 @@ class _Batch:
         threat: Threat,
         keys: Keys,
         stop: str,
+        layout: torch.memory_format,
     ) -> None:
         self.attack, self.surface, self.threat, self.stop = attack, surface, threat, stop
-        self.origin = images.contiguous(memory_format=torch.channels_last)
+        self.layout = layout
+        self.origin = images.contiguous(memory_format=layout)
         self.labels = labels.to(images.device, torch.int64)
         self.keys = keys.to(images.device)
         self.draws = attack.draws if surface.stochastic else 1
@@ -211,9 +218,11 @@ class _Batch:
             point = self._random_start(number)
         velocity = torch.zeros_like(point) if attack.momentum else None
         early = self.stop == "first-success"
+        project = threat.projector(self.origin)
         for step in range(attack.steps):
             rows, index = self._compact(rows)
-            gradient, wrong = self._gradient(point[index], index, number * attack.steps + step)
+            some = point if len(rows) == len(point) else point[index]
+            gradient, wrong = self._gradient(some, index, number * attack.steps + step)
             fresh = slice(0, len(rows))
             if early and bool(wrong[fresh].any()):
                 # The forward pass that gave the gradient also shows who is through.
@@ -224,12 +233,19 @@ class _Batch:
                     return
             else:
                 gradient = gradient[fresh]
+            whole = len(rows) == len(point)
             if velocity is not None:
                 size = gradient.flatten(1).abs().sum(1).clamp_(min=1e-38).view(-1, 1, 1, 1)
-                gradient = velocity[rows].mul_(attack.momentum).add_(gradient / size)
-                velocity[rows] = gradient
-            moved = point[rows] + (attack.step_size * threat.eps) * threat.ascent(gradient)
-            point[rows] = threat.project(moved, self.origin[rows])
+                past = velocity if whole else velocity[rows]
+                gradient = past.mul_(attack.momentum).add_(gradient / size)
+                if not whole:
+                    velocity[rows] = gradient
+            step_taken = (attack.step_size * threat.eps) * threat.ascent(gradient)
+            if whole:
+                # While nobody has left, four copies of the batch are saved at each step.
+                point = project(point + step_taken).contiguous(memory_format=self.layout)
+            else:
+                point[rows] = threat.project(point[rows] + step_taken, self.origin[rows])
         self._finish(rows, point, number)
 
     def _random_start(self, number: int) -> Tensor:
@@ -240,7 +256,7 @@ class _Batch:
             keys.normal("direction", shape, device=device) if self.threat.norm == "l2" else None
         )
         start = self.origin + self.threat.start(uniform, normal).to(self.origin.dtype)
-        return self.threat.project(start, self.origin).contiguous(memory_format=torch.channels_last)
+        return self.threat.project(start, self.origin).contiguous(memory_format=self.layout)
 
     def _compact(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows still under attack, and the same padded to one of eight fixed batch sizes."""
@@ -258,8 +274,9 @@ class _Batch:
             assert keys is not None
             keys = keys.copies(draws)
             point, labels = point.repeat_interleave(draws, 0), labels.repeat_interleave(draws, 0)
-        with torch.enable_grad():
-            leaf = point.detach().requires_grad_()
+        with torch.enable_grad(), InputGradients():
+            # Repeated rows have lost their layout.
+            leaf = point.detach().contiguous(memory_format=self.layout).requires_grad_()
             terms = self.surface.terms(leaf, keys)
             name = resolve_loss(self.loss, terms.scores.shape[1])
             value = self.surface.objective(terms, labels, name)
@@ -268,7 +285,8 @@ class _Batch:
         if draws > 1:
             gradient = gradient.view(-1, draws, *gradient.shape[1:]).mean(1)
             wrong = wrong.view(-1, draws).float().mean(1) > 0.5
-        size = gradient.flatten(1).abs().amax(1)
+        # Not flattened: that would copy a channels_last batch.
+        size = gradient.abs().amax((1, 2, 3))
         finite = torch.isfinite(size)
         if not bool(finite.all()):
             gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)

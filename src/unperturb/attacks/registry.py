@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from importlib.metadata import entry_points
 
+from unperturb.attacks.base import Attack
 from unperturb.attacks.engine import FirstOrder
 from unperturb.errors import AttackError, ConfigError, unknown_name
 
@@ -37,7 +39,7 @@ def _mim(steps: int | None) -> FirstOrder:
     return FirstOrder(name=f"mim-{count}", steps=count, step_size=1 / max(count, 1), momentum=1.0)
 
 
-Family = Callable[[int | None], FirstOrder]
+Family = Callable[[int | None], Attack]
 
 ATTACKS: dict[str, Family] = {"fgsm": _fgsm, "bim": _bim, "pgd": _pgd, "mim": _mim}
 """Attack families by name; ``NAME-STEPS`` sets the steps, ``?restarts=5&loss=dlr`` the rest.
@@ -81,7 +83,7 @@ def attack_names() -> list[str]:
     return sorted(_families())
 
 
-def make_attack(spec: str, *, draws: int | None = None) -> FirstOrder:
+def make_attack(spec: str, *, draws: int | None = None) -> Attack:
     """Build an attack from its name.
 
     Args:
@@ -115,15 +117,16 @@ def make_attack(spec: str, *, draws: int | None = None) -> FirstOrder:
             raise ConfigError(
                 f"Option {option} of attack {name!r} is {text!r}", expected="a number"
             ) from None
-    if not changes:
-        return attack
-    settings = {**attack.to_dict(), **changes}
+    has = {field.name for field in fields(attack)}  # type: ignore[arg-type]
+    for option in set(changes) - has - {"draws"}:
+        raise unknown_name(f"option of attack {name!r}", option, has & set(_OPTIONS))
+    changes = {option: value for option, value in changes.items() if option in has}
     if query:
-        settings["name"] = f"{attack.name}?{query}"
-    return FirstOrder(**settings)
+        changes["name"] = f"{attack.name}?{query}"
+    return replace(attack, **changes) if changes else attack  # type: ignore[type-var]
 
 
-def resolve_attacks(attacks: str | Sequence[str | FirstOrder], **options: int) -> list[FirstOrder]:
+def resolve_attacks(attacks: str | Sequence[str | Attack], **options: int) -> list[Attack]:
     """Attacks of a suite's name, a comma-separated list, or a sequence; each once, in order.
 
     Raises:
@@ -135,9 +138,9 @@ def resolve_attacks(attacks: str | Sequence[str | FirstOrder], **options: int) -
         ['fgsm', 'pgd-20']
     """
     names = attacks.split(",") if isinstance(attacks, str) else list(attacks)
-    found: dict[str, FirstOrder] = {}
+    found: dict[str, Attack] = {}
     for item in names:
-        if isinstance(item, FirstOrder):
+        if not isinstance(item, str):
             found.setdefault(item.name, item)
             continue
         if not item.strip():

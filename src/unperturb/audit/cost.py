@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unperturb.attacks import FirstOrder, Surface
+from unperturb.attacks import Attack, FirstOrder, Surface
 from unperturb.audit.plan import Plan, Unit
 from unperturb.randomness import Keys
 
@@ -56,7 +56,7 @@ def preview(
     labels: Tensor,
     keys: Keys,
     plan: Plan,
-    attacks: dict[str, FirstOrder],
+    attacks: dict[str, Attack],
     units: list[Unit],
 ) -> float:
     """Upper estimate of the seconds these units take: gradients counted, one of each kind timed.

@@ -190,11 +190,26 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
     found: list[str] = []
     for key in sorted({*ours, *theirs}):
         one, two = ours.get(key), theirs.get(key)
+        names = _names(one), _names(two)
+        if None not in names:
+            # Which attacks there are says more than all their settings.
+            one, two = names if names[0] != names[1] else (_by_name(one), _by_name(two))
         if isinstance(one, dict) and isinstance(two, dict):
             found.extend(differences(one, two, f"{prefix}{key}."))
         elif one != two:
             found.append(f"{prefix}{key}: {_short(two)} there, {_short(one)} here")
     return found
+
+
+def _names(value: Any) -> list[Any] | None:
+    """Names of a list of attacks; None of anything else."""
+    if isinstance(value, list | tuple) and all(isinstance(v, dict) and "name" in v for v in value):
+        return [v["name"] for v in value]
+    return None
+
+
+def _by_name(attacks: Any) -> dict[str, Any]:
+    return {attack["name"]: attack for attack in attacks}
 
 
 def _short(value: Any) -> str:

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unperturb.attacks import FirstOrder, Surface, resolve_attacks
+from unperturb.attacks import Attack, Surface, resolve_attacks
 from unperturb.audit.cost import cost_ratio, preview
 from unperturb.audit.plan import ATTACKERS, Plan, Unit, environment
 from unperturb.audit.result import AuditResult
@@ -54,7 +55,7 @@ def audit(
     labels: Tensor,
     *,
     threat: Threat,
-    attacks: str | Sequence[str | FirstOrder] = "quick",
+    attacks: str | Sequence[str | Attack] = "quick",
     attackers: Sequence[str] = ATTACKERS,
     ids: Sequence[str] | None = None,
     baseline: nn.Module | None = None,
@@ -321,9 +322,7 @@ def _run_parallel(
     arguments = (bench, store, torch.get_num_threads())
     with ProcessPoolExecutor(workers, context, _begin_worker, arguments) as pool:
         waiting = iter(todo)
-        running = {
-            pool.submit(_work, unit) for unit, _ in zip(waiting, range(workers), strict=False)
-        }
+        running = {pool.submit(_work, unit) for unit in islice(waiting, workers)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:

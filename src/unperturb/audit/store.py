@@ -56,7 +56,8 @@ COLUMNS: dict[str, str] = {
     "nan_gradients": "int32",
     "pixels": "string",
 }
-"""Columns of a row and their types; ``pixels`` is the SHA-256 of the image's float32 bytes."""
+"""Columns of a row and their types; ``pixels`` is the first half of the SHA-256 of the image's
+float32 bytes, in C order."""
 
 _REDO = "delete that file and run the same audit again: only its unit is redone"
 
@@ -66,6 +67,15 @@ _TEMPORARY = (
     ".manifest.json.*.tmp",
     *(f"{part}/.*.tmp" for part in ("rows", "pixels", "timings", "images")),
 )
+
+# Files are many and short: what Parquet adds to each of them weighs as much as the rows.
+_PARQUET: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 9,
+    "write_statistics": False,
+    "store_schema": False,
+    "use_dictionary": [n for n, kind in COLUMNS.items() if kind == "string"],
+}
 
 _SORT = ("subject", "attack", "attacker", "backward", "image_id", "draw")
 
@@ -229,9 +239,14 @@ class Store:
         if pixels:
             write_tensors(self.pixels_path(unit), pixels)
         write_json(self.folder / "timings" / f"{unit.name}.json", seconds)
-        write_atomic(
-            self._rows_path(unit), lambda path: pq.write_table(table, path, compression="zstd")
-        )
+
+        def write(path: Path) -> None:
+            with pq.ParquetWriter(path, table.schema, **_PARQUET) as writer:
+                writer.write_table(table)
+                # Arrow's own copy of the schema, which would carry this, is left out.
+                writer.add_key_value_metadata({"schema_version": str(SCHEMA_VERSION)})
+
+        write_atomic(self._rows_path(unit), write)
 
     def rows(self, units: Sequence[Unit]) -> Rows:
         """All rows of these units, sorted canonically; unfinished units are left out.

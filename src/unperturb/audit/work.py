@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unperturb.attacks import FirstOrder, Judged, Surface
+from unperturb.attacks import Attack, Judged, Surface
 from unperturb.audit.plan import Plan, Unit
 from unperturb.audit.store import COLUMNS, Rows
 from unperturb.defense import Defense
@@ -52,7 +52,7 @@ class Bench:
         images: Tensor,
         labels: Tensor,
         plan: Plan,
-        attacks: dict[str, FirstOrder],
+        attacks: dict[str, Attack],
     ) -> None:
         self.subjects = {"target": target, "baseline": baseline}
         if not plan.has_defense:
@@ -177,8 +177,9 @@ class Bench:
 
 
 def _hash(image: Tensor) -> str:
+    """128 bits: no two images meet, and hashes are most of what records weigh."""
     pixels = image.detach().to("cpu", torch.float32).contiguous()
-    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()[:32]
 
 
 def _repeat(text: str, count: int) -> np.ndarray[Any, Any]:

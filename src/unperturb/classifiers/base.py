@@ -108,6 +108,7 @@ class Classifier(nn.Module):
         self.training = False
         self._normalizes = any(self.mean) or any(s != 1.0 for s in self.std)
         self._fingerprint: tuple[object, str] | None = None
+        self._rows_only = False
         like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
         # Tensors made under inference_mode could never take part in a backward pass.
         with torch.inference_mode(False):
@@ -132,7 +133,18 @@ class Classifier(nn.Module):
         return images
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.module(self.prepare(images))  # type: ignore[no-any-return]
+        read = self.prepare(images)
+        if self._rows_only:
+            read = read.contiguous()
+        try:
+            return self.module(read)  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error) or read.is_contiguous():
+                raise
+        # A net that views its features as rows cannot read channels_last images, which attacks
+        # and audits use because they are faster; from now on it gets plain ones.
+        self._rows_only = True
+        return self.module(read.contiguous())  # type: ignore[no-any-return]
 
     def features(self, images: Tensor) -> Tensor:
         """Penultimate features, if the module has a ``features`` method.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@classifier_options(required=False)
+@classifier_options()
 @data_options()
 @threat_options()
 @click.option("--attack", "name", default="pgd-20", show_default=True, help="One attack.")

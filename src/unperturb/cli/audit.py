@@ -26,7 +26,7 @@ from unperturb.errors import ConfigError, unknown_name
 
 
 @click.command(short_help="Measure how much robustness a defense adds.")
-@classifier_options(required=False)
+@classifier_options()
 @data_options()
 @threat_options()
 @click.option(

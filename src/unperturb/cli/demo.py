@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EPS = 0.15
 EPOCHS = 20
+ATTACKS = "quick"
 
 
 @click.command(short_help="Train, defend and audit on digits; writes report.html.")
@@ -122,7 +123,7 @@ def _audited(net: Classifier, folder: Path, seed: int, device: str, show: bool) 
         data.labels,
         ids=data.ids,
         threat=Linf(EPS),
-        attacks="quick",
+        attacks=ATTACKS,
         seed=seed,
         batch_size=125,
         out=folder / "audit",

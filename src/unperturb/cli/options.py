@@ -50,14 +50,12 @@ def _stack(*options: Wrap) -> Wrap:
     return decorate
 
 
-def data_options(*, required: bool = True, default_split: str = "test") -> Wrap:
+def data_options(*, default_split: str = "test") -> Wrap:
     """``--data`` and all that says how it is read."""
     return _stack(
         click.option(
             "--data",
-            required=required,
-            default=None if required else "digits",
-            show_default=not required,
+            required=True,
             help="Images: 'digits', a parquet file or folder, a folder of class folders, or a "
             "hub id such as uoft-cs/cifar10.",
         ),
@@ -82,12 +80,11 @@ def data_options(*, required: bool = True, default_split: str = "test") -> Wrap:
     )
 
 
-def classifier_options(*, required: bool = True, defense: bool = True) -> Wrap:
+def classifier_options() -> Wrap:
     """``--classifier`` and ``--defense``."""
-    options = [
+    return _stack(
         click.option(
             "--classifier",
-            required=required,
             help="ARCH@WEIGHTS.safetensors, a saved folder, hf:ID, timm:NAME, torchvision:NAME "
             "or package.module:callable@WEIGHTS; options follow '?', as in ?normalize=none.",
         ),
@@ -96,16 +93,12 @@ def classifier_options(*, required: bool = True, defense: bool = True) -> Wrap:
             is_flag=True,
             help="Let a saved folder or hub model name code that is then run.",
         ),
-    ]
-    if defense:
-        options.append(
-            click.option(
-                "--defense",
-                help="A preset such as 'tpap' or 'tpap?radius=6/255', or a saved folder.  "
-                "[default: none, the classifier itself]",
-            )
-        )
-    return _stack(*options)
+        click.option(
+            "--defense",
+            help="A preset such as 'tpap' or 'tpap?radius=6/255', or a saved folder.  "
+            "[default: none, the classifier itself]",
+        ),
+    )
 
 
 def threat_options() -> Wrap:

@@ -24,7 +24,7 @@ from unperturb.cli.options import (
 
 @click.command(short_help="Classify image files, with a defense or without.")
 @click.argument("files", nargs=-1, required=True)
-@classifier_options(required=False)
+@classifier_options()
 @click.option("--format", "style", type=click.Choice(["table", "json", "csv"]), default="table",
               show_default=True, help="How the answers are written.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")

@@ -21,6 +21,7 @@ from unperturb.errors import ConfigError, DataError, RecordError, SpecError
 
 if TYPE_CHECKING:
     from unperturb.data import ImageSet
+    from unperturb.training import TrainConfig
 
 
 @click.command(short_help="Train a classifier, as usual or on FGSM examples.")
@@ -66,6 +67,7 @@ def train(**options: Any) -> int:
 
     A run that was cut off goes on with the same command.
     """
+    from unperturb.checks import check_labels
     from unperturb.classifiers import load_classifier, new_classifier
     from unperturb.training import TrainConfig, train_classifier
 
@@ -93,7 +95,7 @@ def train(**options: Any) -> int:
     _check_folder(Path(options["out"]))
     device = setup(options["device"], options["threads"])
     data = _training_data(options)
-    _check_holdout(data, config.holdout)
+    _check_holdout(data, config)
     if options["start"] is not None:
         classifier = load_classifier(options["start"])
     else:
@@ -105,6 +107,7 @@ def train(**options: Any) -> int:
             seed=options["seed"],
         )
     check_fit(classifier, data.images(slice(0, 2)))
+    check_labels(data.labels, count=len(data), num_classes=classifier.num_classes)
     show = not (options["quiet"] or options["as_json"])
     trained = train_classifier(
         classifier,
@@ -162,16 +165,17 @@ def _training_data(options: dict[str, Any]) -> ImageSet:
         return found
 
 
-def _check_holdout(data: ImageSet, holdout: int) -> None:
+def _check_holdout(data: ImageSet, config: TrainConfig) -> None:
     """Files sorted by class would leave whole classes for the held-out end of the split."""
-    count = len(data) - holdout
-    if holdout < 1 or count < 1:
+    count = len(data) - config.holdout
+    if count < config.batch_size:
         return
     trained, held = set(data.labels[:count].tolist()), set(data.labels[count:].tolist())
     if missing := sorted(held - trained):
         names = ", ".join(data.classes[label] for label in missing[:5])
         raise DataError(
-            f"All images of the class {names} are among the {holdout} at the end that are held out",
+            f"All images of the class {names} are among the {config.holdout} at the end that "
+            "are held out",
             expected="images of every class to train on",
             fix="add --shuffle, or lower --holdout",
         )

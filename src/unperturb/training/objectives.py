@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unperturb.gradients import InputGradients
+
 __all__ = ["OBJECTIVES", "Objective", "evaluating", "fgsm_examples"]
 
 Objective = Callable[[nn.Module, Tensor, Tensor, float, bool], Tensor]
@@ -44,7 +46,7 @@ def fgsm_examples(network: nn.Module, images: Tensor, labels: Tensor, eps: float
     Returns:
         Adversarial images, detached.
     """
-    with evaluating(network), torch.enable_grad():
+    with evaluating(network), torch.enable_grad(), InputGradients():
         point = images.detach().clone().requires_grad_()
         loss = F.cross_entropy(network(point), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, point)

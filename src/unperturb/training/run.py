@@ -76,8 +76,14 @@ def train_classifier(
             expected="a new folder, or one with an unfinished run of the same settings",
             fix="choose another --out, or delete that folder",
         )
-    start = classifier.fingerprint()
-    began = {"spec": classifier.spec, "fingerprint": start}
+    before = classifier.origin.card
+    began = {
+        "spec": classifier.spec,
+        "fingerprint": classifier.fingerprint(),
+        # The whole lineage: how the start weights were trained, and theirs before them.
+        "config": before.get("config"),
+        "start": before.get("start"),
+    }
     classifier.module.requires_grad_(True)
     network = _Network(classifier)
     classifier.to(device)
