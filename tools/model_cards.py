@@ -23,6 +23,7 @@ _OPTIONS = (
     ("milestones", "--milestones"),
     ("augment", "--augment"),
     ("precision", "--precision"),
+    ("monitor_images", "--monitor-images"),
     ("seed", "--seed"),
 )
 
@@ -44,6 +45,8 @@ def command(config: dict[str, Any], start: str, out: str) -> str:
         if name == "milestones" and config["schedule"] != "multistep":
             continue
         words.append(f"{option} {_text(name, config[name])}")
+    if config.get("keep", "deepest") != "deepest":
+        words.append(f"--keep {config['keep']}")
     if config["clean_pass"]:
         words.append("--clean-pass")
     return f"unperturb train {start} --data cifar10 {' '.join(words)} --out {out}"
@@ -93,7 +96,7 @@ def card_text(folder: Path) -> str:
         "",
         f"Kept: epoch {card['kept_epoch']} of the last stage. Machine kind: "
         f"{card['environment']['device']}, {card['environment']['machine']}, "
-        f"torch {card['environment']['torch']}. Records of the last stage's epochs: "
+        f"torch {card['environment']['torch']}. Records of the epochs: "
         "`training.json`.",
         "",
         "## Monitor at the kept epoch",

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 import unperturb
-from audit.doubles import arguments, conv_net, digits
+from audit.doubles import DiesInWorkers, arguments, conv_net, digits
 from unperturb.audit import AuditResult, audit, merge, read_result
 from unperturb.audit import run as engine
-from unperturb.errors import ConfigError, OutputError, RecordError
+from unperturb.errors import ConfigError, OutputError, RecordError, UnperturbError
 from unperturb.presets import tpap
 from unperturb.threat import Linf
 
@@ -62,7 +62,7 @@ def finished(out: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def wait_until(true: Any, seconds: float = 120) -> None:
+def wait_until(true: Any, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it never came to that"
@@ -128,7 +128,7 @@ def test_two_workers_killed_leave_no_process_and_two_others_an_equal_digest(
             return True
         return False
 
-    wait_until(nobody_left, 30)
+    wait_until(nobody_left, 120)
     process.communicate()
     kept = finished(tmp_path / "out")
     assert 3 <= len(kept) < UNITS
@@ -356,6 +356,14 @@ def test_nothing_is_redone_when_all_is_done(tmp_path: Path, whole: AuditResult) 
     after.pop(lock, None)
     assert after == before
     assert read_result(folder).digest == whole.digest
+
+
+def test_a_worker_that_dies_is_told(tmp_path: Path, whole: AuditResult) -> None:
+    dying = DiesInWorkers(conv_net())
+    with pytest.raises(UnperturbError, match="A worker process ended .*what is finished is kept"):
+        audit(**arguments(defense=dying, workers=2, out=tmp_path))
+    assert not temporaries(tmp_path)
+    assert audit(**arguments(defense=dying, out=tmp_path)).complete
 
 
 def test_modules_that_cannot_be_sent_to_workers_are_told(tmp_path: Path) -> None:

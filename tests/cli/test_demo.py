@@ -86,7 +86,7 @@ def test_the_lesson_follows_the_figures(gain: float, words: str) -> None:
     }
     text = demo.lesson(summary, False)
     assert words in text
-    assert "ignores the defense: 61% with TPAP, 31% without." in text
+    assert "ignores the defense:  61% with TPAP, 31% without." in text
     assert f"{0.3 + gain:.0%} with TPAP, 30% without." in text
     assert "was never reached on digits" in text
     assert "was reached on digits" in demo.lesson(summary, True)
@@ -98,6 +98,6 @@ def test_the_demo_as_users_run_it(run: Run, tmp_path: Path) -> None:
     _check_end(run("demo", "--out", folder).out, folder)
     figures = json.loads((folder / "report.json").read_text())
     # Digits are learned, and TPAP does not help there against one who knows it.
-    assert figures["target"]["clean"]["accuracy"] > 0.9
+    assert figures["baseline"]["clean"]["accuracy"] > 0.9
     gain = figures["target"]["worst_case"]["accuracy"]
     assert gain <= figures["baseline"]["worst_case"]["accuracy"] + 0.01

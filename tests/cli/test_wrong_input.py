@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,7 @@ def test_images_of_another_size(run: Run, tmp_path: Path, digit_files: Path) -> 
         (("--arch", "small-cnn", "--schedule", "one"), ("Unknown schedule", "'one-cycle'")),
         (("--arch", "small-cnn", "--augment", "flop"), ("Unknown augment", "'flip'")),
         (("--arch", "small-cnn", "--precision", "float16"), ("Unknown precision", "'bfloat16'")),
+        (("--arch", "small-cnn", "--keep", "deepst"), ("Unknown keep 'deepst'", "'deepest'")),
         (("--arch", "small-cnn", "--normalize", "imgnet"), ("Unknown normalization", "'imagenet'")),
         (("--arch", "small-cnn", "--milestones", "50"), ("--milestones is '50'", "0.5,0.75")),
         (("--arch", "small-cnn", "--milestones", "a"), ("--milestones is 'a'", "fractions")),
@@ -444,7 +446,7 @@ def test_the_folder_of_another_audit(nets: Any, run: Run, tmp_path: Path) -> Non
     ran = run(*command, "--eps", "0.2", "--seed", "1", code=2)
     _check(ran, "holds another audit", "seed: 0 there, 1 here", "threat.eps", "another --out")
     ran = run(*command, "--classifier", nets.standard, code=2)
-    _check(ran, "holds another audit", "target.fingerprint")
+    _check(ran, "holds another audit (baseline.", '"fgsm" there, "standard" here')
 
 
 @pytest.mark.parametrize("verb", ["audit", "attack"])
@@ -593,6 +595,7 @@ def test_wrong_conversions(run: Run, tmp_path: Path) -> None:
             RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
             "Fix: a smaller --batch-size",
         ),
+        (BrokenProcessPool("terminated abruptly"), "Fix: run the same command again with fewer"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
     ],
 )

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +31,7 @@ from unperturb.audit.work import Bench
 from unperturb.checks import check_labels
 from unperturb.classifiers import Classifier, as_classifier
 from unperturb.defense import Defense
-from unperturb.errors import ConfigError, InputError
+from unperturb.errors import ConfigError, InputError, UnperturbError
 from unperturb.files import short_paths, write_json
 from unperturb.progress import progress
 from unperturb.threat import Threat
@@ -320,17 +321,24 @@ def _run_parallel(
         ) from error
     context = multiprocessing.get_context("spawn")
     arguments = (bench, store, torch.get_num_threads())
-    with ProcessPoolExecutor(workers, context, _begin_worker, arguments) as pool:
-        waiting = iter(todo)
-        running = {pool.submit(_work, unit) for unit in islice(waiting, workers)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-                bar.update(1)
-                unit = next(waiting, None)
-                if unit is not None and (ends is None or time.monotonic() <= ends):
-                    running.add(pool.submit(_work, unit))
+    try:
+        with ProcessPoolExecutor(workers, context, _begin_worker, arguments) as pool:
+            waiting = iter(todo)
+            running = {pool.submit(_work, unit) for unit in islice(waiting, workers)}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    bar.update(1)
+                    unit = next(waiting, None)
+                    if unit is not None and (ends is None or time.monotonic() <= ends):
+                        running.add(pool.submit(_work, unit))
+    except BrokenProcessPool as error:
+        raise UnperturbError(
+            "A worker process ended before its work was done",
+            expected="workers that live; the system may have stopped one for want of memory",
+            fix="run the same again with fewer workers: what is finished is kept",
+        ) from error
 
 
 def complete(store: Store) -> bool:

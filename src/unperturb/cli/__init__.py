@@ -32,7 +32,7 @@ def unperturb() -> None:
     Then:         unperturb audit --classifier cifar-resnet20@weights.safetensors \\
                     --defense tpap --data cifar10/ --limit 1000 --eps 8/255 --out runs/first
 
-    Exit codes: 0 done, 1 failed, 2 wrong use, 3 below the gate (--fail-under).
+    Exit codes: 0 done, 1 failed, 2 wrong use, 3 below the gate (--fail-under), 130 stopped.
     """
 
 

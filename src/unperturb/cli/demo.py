@@ -147,9 +147,9 @@ def lesson(summary: dict[str, Any], reached: bool) -> str:
     lines = [
         f"What this shows: robust overfitting, the state that TPAP needs, was {state} on digits",
         "(its paper reports failure at large eps on MNIST too).",
-        f"Published protocol, attacker ignores the defense: {percent(oblivious)} with TPAP, "
+        f"Worst case where the attacker ignores the defense:  {percent(oblivious)} with TPAP, "
         f"{percent(baseline['worst_by_attacker']['oblivious'])} without.",
-        f"Attacker who knows the defense, worst case:       {percent(adaptive)} with TPAP, "
+        f"Worst case over all attacks, informed ones as well: {percent(adaptive)} with TPAP, "
         f"{percent(baseline['worst_case'])} without.",
     ]
     gain = adaptive["accuracy"] - baseline["worst_case"]["accuracy"]

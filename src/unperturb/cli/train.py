@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 @click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16.")
 @click.option("--clean-pass", is_flag=True,
               help="fgsm: clean batches enter the batch-norm statistics too.")  # fmt: skip
+@click.option("--keep", default="deepest", show_default=True,
+              help="fgsm: keep the epoch deepest in robust overfitting, or the last.")  # fmt: skip
 @click.option("--holdout", type=int, default=1000, show_default=True,
               help="Images at the end of the split that are never trained on.")  # fmt: skip
 @click.option("--monitor-images", type=int, default=256, show_default=True,
@@ -88,6 +90,7 @@ def train(**options: Any) -> int:
         augment=options["augment"],
         precision=options["precision"],
         clean_pass=options["clean_pass"],
+        keep=options["keep"],
         holdout=options["holdout"],
         monitor_images=options["monitor_images"],
         seed=options["seed"],

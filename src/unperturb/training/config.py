@@ -13,6 +13,7 @@ __all__ = ["TrainConfig"]
 _AUGMENTATIONS = ("crop-flip", "flip", "none")
 _SCHEDULES = ("multistep", "one-cycle")
 _PRECISIONS = ("float32", "bfloat16")
+_KEEP = ("deepest", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class TrainConfig:
         augment: ``crop-flip`` (pad by 4, random crop, flip), ``flip`` or ``none``.
         precision: ``float32``, or ``bfloat16`` autocast.
         clean_pass: For ``fgsm``: let the clean batch enter the batch-norm statistics.
+        keep: For ``fgsm``: keep the ``deepest`` epoch in robust overfitting, or the ``last`` (for
+            a stage that another one goes on from).
         holdout: Images at the end of the training split that are never trained on; the monitor
             and every choice of a hyperparameter use these.
         monitor_images: Training images, and held-out images, that the monitor attacks.
@@ -57,6 +60,7 @@ class TrainConfig:
     augment: str = "crop-flip"
     precision: str = "float32"
     clean_pass: bool = False
+    keep: str = "deepest"
     holdout: int = 1000
     monitor_images: int = 256
     monitor_eps: float = 8 / 255
@@ -68,6 +72,7 @@ class TrainConfig:
             ("schedule", _SCHEDULES),
             ("augment", _AUGMENTATIONS),
             ("precision", _PRECISIONS),
+            ("keep", _KEEP),
         ):
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)

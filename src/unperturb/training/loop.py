@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unperturb.data import ImageSet
-from unperturb.errors import ConfigError, DataError, RecordError
+from unperturb.errors import ConfigError, DataError, OutputError, RecordError
 from unperturb.files import write_tensors
 from unperturb.progress import progress
 from unperturb.training.augment import augment, epoch_generator
@@ -83,7 +84,9 @@ def train(
 
     Raises:
         DataError: Fewer images than the held-out part and one batch need.
-        RecordError: The checkpoint in ``out`` belongs to another run.
+        RecordError: The checkpoint in ``out`` belongs to another run, or is damaged.
+        OutputError: ``out`` cannot be written.
+        ConfigError: The loss is not finite.
     """
     count = len(data) - config.holdout
     if count < config.batch_size:
@@ -92,6 +95,8 @@ def train(
             expected=f"at least one batch of {config.batch_size}",
             fix="lower holdout or batch_size, or give more images",
         )
+    if out is not None:
+        _check_writable(out)
     device = torch.device(device)
     network.to(device)
     if device.type == "cpu" or torch.backends.cudnn.is_available():
@@ -122,6 +127,20 @@ def train(
             run.finish(record, depth)
             bar.set_postfix_str(_summary(record))
     return Trained(run.best_state, run.best_epoch, run.epochs)
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before the first epoch and not after it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write into {out}: {error.strerror or error}",
+            expected="a folder that can be written to",
+            fix="choose another --out",
+        ) from error
 
 
 def _epoch(
@@ -203,18 +222,25 @@ class _Run:
     def resume(self) -> None:
         if self.path is None or not self.path.exists():
             return
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.path, framework="pt") as stored:
-            meta = json.loads(stored.metadata()["run"])
-            if meta["fingerprint"] != self.fingerprint:
-                raise RecordError(
-                    f"{self.path} belongs to another training run "
-                    f"({meta['fingerprint'][:12]}, this one is {self.fingerprint[:12]})",
-                    expected="the same settings, images and start weights",
-                    fix="choose another --out, or delete that checkpoint",
-                )
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        try:
+            with safe_open(self.path, framework="pt") as stored:
+                meta = json.loads((stored.metadata() or {})["run"])
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise RecordError(
+                f"{self.path} is damaged: {error}",
+                expected="the checkpoint that a training run wrote",
+                fix="choose another --out, or delete that checkpoint and begin anew",
+            ) from error
+        if meta["fingerprint"] != self.fingerprint:
+            raise RecordError(
+                f"{self.path} belongs to another training run "
+                f"({meta['fingerprint'][:12]}, this one is {self.fingerprint[:12]})",
+                expected="the same settings, images and start weights",
+                fix="choose another --out, or delete that checkpoint",
+            )
         self.epochs, self.best_epoch = meta["epochs"], meta["best_epoch"]
         self.best_depth = meta["best_depth"] if meta["best_depth"] is not None else float("-inf")
         self.network.load_state_dict(_under(tensors, "network."))

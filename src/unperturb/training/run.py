@@ -53,7 +53,7 @@ def train_classifier(
     on from its checkpoint and ends with the weights of an uninterrupted one.
 
     Standard training keeps the last epoch; FGSM training keeps the epoch that is deepest in
-    robust overfitting.
+    robust overfitting, unless ``config.keep`` says otherwise.
 
     Args:
         classifier: Fresh (``new_classifier``) or with start weights.
@@ -87,7 +87,7 @@ def train_classifier(
     classifier.module.requires_grad_(True)
     network = _Network(classifier)
     classifier.to(device)
-    fgsm = config.objective == "fgsm"
+    deepest = config.objective == "fgsm" and config.keep == "deepest"
     trained = train(
         network,
         data,
@@ -95,7 +95,7 @@ def train_classifier(
         out=folder,
         device=device,
         monitor=make_monitor(data, config, device),
-        depth=depth if fgsm else None,
+        depth=depth if deepest else None,
         stop_after=stop_after,
         show=show,
     )
