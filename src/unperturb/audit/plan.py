@@ -188,7 +188,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Sequence[str]:
     """Human-readable list of what differs between two nested dictionaries."""
     found: list[str] = []
-    for key in sorted({*ours, *theirs}):
+    # What a thing is made of says less than that it is another one, and comes last.
+    for key in sorted({*ours, *theirs}, key=lambda name: (name == "describe", name)):
         one, two = ours.get(key), theirs.get(key)
         names = _names(one), _names(two)
         if None not in names:

@@ -359,7 +359,7 @@ def digest_rows(rows: Rows, settings_hash: str) -> str:
         values = rows[name]
         found.update(name.encode() + b"\0")
         if kind == "string":
-            found.update("\0".join(str(value) for value in values).encode())
+            found.update("\0".join(map(str, values.tolist())).encode())
         else:
             found.update(np.ascontiguousarray(values.astype(_little(kind))).tobytes())
     return found.hexdigest()

@@ -193,7 +193,8 @@ def _other_size(
         f"Images differ in size: {name(first)} is {first_size[0]}x{first_size[1]} (height x width) "
         f"and {name(other)} is {other_size[0]}x{other_size[1]}",
         expected="one size for all images",
-        fix=f"resize and center-crop them, for example with image_size=({first_size[0]}, "
+        fix="resize and center-crop them with an image size, for example "
+        f"--image-size {first_size[0]}x{first_size[1]} or image_size=({first_size[0]}, "
         f"{first_size[1]})",
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unperturb.checks import check_labels
 from unperturb.classifiers import Classifier, save_classifier
 from unperturb.data import ImageSet
 from unperturb.errors import RecordError
@@ -67,6 +68,7 @@ def train_classifier(
     Raises:
         RecordError: The folder holds another finished or unfinished run.
         DataError: Too few images.
+        InputError: A label lies outside the classifier's classes.
     """
     folder = Path(out)
     record_path = folder / RECORD
@@ -76,6 +78,7 @@ def train_classifier(
             expected="a new folder, or one with an unfinished run of the same settings",
             fix="choose another --out, or delete that folder",
         )
+    check_labels(data.labels, count=len(data), num_classes=classifier.num_classes)
     before = classifier.origin.card
     began = {
         "spec": classifier.spec,
