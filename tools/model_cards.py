@@ -1,6 +1,6 @@
 """Write ``README.md`` beside every network of the zoo, from its own records.
 
-    python tools/model_cards.py
+python tools/model_cards.py
 """
 
 from __future__ import annotations

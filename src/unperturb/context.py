@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from unperturb.gradients import InputGradients
+from unperturb.gradients import input_gradients
 from unperturb.randomness import Keys
 
 __all__ = ["Context"]
@@ -77,7 +77,7 @@ class Context:
         differentiable = differentiable and self._attacked and torch.is_grad_enabled()
         keep = differentiable or (self._attacked and self._keep_before)
         # A graph that outlives this call may be asked for gradients of parameters too.
-        cheap = nullcontext() if keep or torch.compiler.is_compiling() else InputGradients()
+        cheap = nullcontext() if keep else input_gradients(self._classifier)
         with torch.inference_mode(False), torch.enable_grad(), cheap:
             if keep:
                 point = self.images

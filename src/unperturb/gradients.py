@@ -9,14 +9,32 @@ gradient-stepping purifier never ask.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["InputGradients"]
+__all__ = ["InputGradients", "input_gradients"]
+
+
+def input_gradients(module: nn.Module) -> AbstractContextManager[object]:
+    """``InputGradients`` where a module has batch norms, else nothing: the mode has its price.
+
+    Args:
+        module: What the gradient is taken through.
+
+    Example:
+        >>> isinstance(input_gradients(nn.Linear(2, 2)), InputGradients)
+        False
+    """
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    norms = any(isinstance(part, _BatchNorm) for part in module.modules())
+    return InputGradients() if norms else nullcontext()
 
 
 class InputGradients(TorchFunctionMode):

@@ -26,9 +26,11 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     """High and low 32 bits of a * b, in steps that never leave 63 bits."""
-    low = a * (b & 0xFFFF)
-    high = a * (b >> 16) + (low >> 16)
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+    # In place on own temporaries: memory traffic is most of the cost.
+    low = (b & 0xFFFF).mul_(a)
+    high = (b >> 16).mul_(a).add_(low >> 16)
+    below = (high & 0xFFFF).bitwise_left_shift_(16).bitwise_or_(low.bitwise_and_(0xFFFF))
+    return high.bitwise_right_shift_(16), below
 
 
 def philox(
@@ -53,7 +55,7 @@ def philox(
     for _ in range(10):
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_MULTIPLIERS[1], c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        c0, c1, c2, c3 = (high1 ^ c1).bitwise_xor_(k0), low1, (high0 ^ c3).bitwise_xor_(k1), low0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
 

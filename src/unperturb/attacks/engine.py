@@ -27,7 +27,7 @@ from unperturb.attacks.losses import LOSSES, resolve_loss
 from unperturb.attacks.surface import Surface
 from unperturb.checks import check_images, check_labels
 from unperturb.errors import AttackError, ConfigError, unknown_name
-from unperturb.gradients import InputGradients
+from unperturb.gradients import input_gradients
 from unperturb.randomness import Keys
 from unperturb.threat import Threat
 
@@ -274,7 +274,7 @@ class _Batch:
             assert keys is not None
             keys = keys.copies(draws)
             point, labels = point.repeat_interleave(draws, 0), labels.repeat_interleave(draws, 0)
-        with torch.enable_grad(), InputGradients():
+        with torch.enable_grad(), input_gradients(self.surface.target):
             # Repeated rows have lost their layout.
             leaf = point.detach().contiguous(memory_format=self.layout).requires_grad_()
             terms = self.surface.terms(leaf, keys)

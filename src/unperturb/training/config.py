@@ -95,7 +95,7 @@ class TrainConfig:
         """Learning rate of one step out of ``steps``.
 
         Example:
-            >>> TrainConfig(lr=0.1, milestones=(0.5,)).rate(60, 100)
+            >>> round(TrainConfig(lr=0.1, milestones=(0.5,)).rate(60, 100), 9)
             0.01
         """
         done = step / steps
