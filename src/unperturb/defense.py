@@ -125,6 +125,8 @@ class Defense(nn.Module):
     def _run(self, images: Tensor, keys: Keys | None, backward: str, *, show: bool) -> _Stages:
         if not torch.compiler.is_compiling():
             self.classifier.check(images, logits=False)
+        # The layout in which convolutions are fastest; values change by rounding at most.
+        images = images.contiguous(memory_format=torch.channels_last)
         reads = self.decision.reads | (self.detector.reads if self.detector else frozenset())
         ctx = Context(
             self.classifier,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -157,6 +158,23 @@ def test_eight_bit_figures_are_those_of_rounded_images(audited: AuditResult) -> 
     assert [bool(found[i]) for i in audited.plan["ids"]] == right
 
 
+def test_eight_bits_are_rounded_and_not_truncated() -> None:
+    class Threshold(nn.Module):
+        """Class 0 above a mean of 100.8/255."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            excess = 255 * images.mean((1, 2, 3)) - 100.8
+            return torch.stack((excess, torch.zeros_like(excess)), 1)
+
+    images = (torch.tensor([100.6, 100.4, 101.4]) / 255).view(3, 1, 1, 1).expand(3, 1, 4, 4)
+    labels = torch.tensor([1, 1, 0])
+    found = audit(Threshold().eval(), images, labels, threat=Linf(1e-6), attacks="fgsm")
+    where = {"attack": "fgsm", "attacker": "adaptive"}
+    assert list(column(found, "correct", **where).values()) == [True, True, True]
+    # 101, 100 and 101.
+    assert list(column(found, "correct_8bit", **where).values()) == [False, True, True]
+
+
 @pytest.fixture(scope="module")
 def worst_kept(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     images, labels = digits(30)
@@ -182,6 +200,20 @@ def test_the_worst_images_are_in_the_ball_and_wrong_where_the_record_says_so(
         survived[image] = survived[image] and bool(correct)
     assert right.tolist() == [survived[i] for i in worst_kept.plan["ids"]]
     assert worst_kept.digest == audited.digest, "what is kept decides no result"
+    path = worst_kept.store.folder / "images" / f"{attacker}.safetensors"
+    with safe_open(path, framework="pt") as stored:
+        choice = json.loads(stored.metadata()["choice"])
+        assert json.loads(stored.metadata()["ids"]) == worst_kept.plan["ids"]
+    for position, image in enumerate(worst_kept.plan["ids"]):
+        tried = {
+            (rows["attack"][i], rows["backward"][i]): (not rows["correct"][i], rows["margin"][i])
+            for i in np.flatnonzero(mask & (rows["image_id"] == image))
+        }
+        assert len(tried) == (2 if attacker == "oblivious" else 4)
+        name, backward = choice["attack"][position], choice["backward"][position]
+        assert tried[(name, backward)] == max(tried.values()), "wrong, and by the greatest margin"
+        where = mask & (rows["attack"] == name) & (rows["backward"] == backward)
+        assert rows["pixels"][where & (rows["image_id"] == image)] == [sha(worst[position])]
 
 
 def test_dropped_images_are_gone_and_all_images_are_there(

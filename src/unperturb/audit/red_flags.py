@@ -165,7 +165,8 @@ def _broken_attack(evidence: Evidence) -> list[Flag]:
                 "attack-does-nothing",
                 "An attack does not hurt the undefended classifier",
                 f"{attack}, {attacker}: accuracy {right.mean():.1%}, clean {clean.mean():.1%}",
-                "At this size the attack is broken or too weak; it says nothing about a defense.",
+                "At this size the attack is broken, too weak, or the very one the network was "
+                "trained on; by itself it says nothing about a defense.",
             )
         )
     return found

@@ -11,7 +11,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,7 +183,7 @@ def audit(
         if todo and announce is not None:
             announce(_announcement(bench, todo, len(mine), workers))
         _run_units(bench, store, todo, workers, time_budget, show)
-        if not (store.folder / "cost.json").exists():
+        if has_defense and not (store.folder / "cost.json").exists():
             batch = bench.images[: plan.batch_size]
             write_json(store.folder / "cost.json", cost_ratio(target, compared, batch))
         complete(store)
@@ -269,18 +275,36 @@ def _run_units(
     bar = progress(total=len(todo), desc="audit", show=show, unit="unit")
     with bar:
         if workers == 1 or len(todo) < 2:
-            for unit in todo:
-                if ends is not None and time.monotonic() > ends:
-                    return
-                _do(bench, store, unit)
-                bar.update(1)
+            _run_here(bench, store, todo, ends, bar)
             return
         _run_parallel(bench, store, todo, workers, ends, bar)
 
 
-def _do(bench: Bench, store: Store, unit: Unit) -> None:
+def _run_here(bench: Bench, store: Store, todo: list[Unit], ends: float | None, bar: Any) -> None:
+    """Unit after unit; while one is computed, the one before is written."""
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for unit in todo:
+            if ends is not None and time.monotonic() > ends:
+                break
+            following = _do(bench, store, unit, writer)
+            if writing is not None:
+                writing.result()
+            writing = following
+            bar.update(1)
+        if writing is not None:
+            writing.result()
+
+
+def _do(
+    bench: Bench, store: Store, unit: Unit, writer: ThreadPoolExecutor | None = None
+) -> Future[None] | None:
+    """Do a unit and write it; with a writer, let that one write it."""
     done = bench.run(unit)
+    if writer is not None:
+        return writer.submit(store.write, unit, done.rows, done.pixels, done.seconds)
     store.write(unit, done.rows, done.pixels, done.seconds)
+    return None
 
 
 # A worker process has one bench for its lifetime.
