@@ -8,6 +8,7 @@ from unittest import mock
 from common import CLOCKS, Target, compare, finish, network, parse, pictures, summary
 from unperturb import Linf, audit
 from unperturb.attacks import FirstOrder
+from unperturb.files import short_paths
 
 RANDOM_EPS = 0.02 / 255
 STAND_IN = "cifar-robust-resnet-4b"
@@ -42,7 +43,7 @@ def measure(args: Any) -> dict[str, Any]:
         left = found.worst_case_accuracy
     seconds = {name: times[1:] for name, times in seconds.items()}
     return {
-        "case": f"{spec}, {count} images, suite quick",
+        "case": f"{short_paths(spec)}, {count} images, suite quick",
         "network": spec.partition("@")[0],
         "weights": "given" if given else "random",
         "images": count,

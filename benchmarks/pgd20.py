@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from common import Target, compare, finish, interleave, network, parse, pictures, summary
 from unperturb import Linf, make_attack
 from unperturb.attacks import Surface
+from unperturb.files import short_paths
 from unperturb.randomness import Keys
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 20
@@ -106,7 +107,7 @@ def measure(spec: str, args: Any, *, robust: bool) -> dict[str, Any]:
         seconds = interleave(jobs, repeats=args.repeats, clock=args.clock)
         left = {name: accuracy(model, job(), labels) for name, job in jobs.items()}
     return {
-        "case": f"{spec}, batch {count}",
+        "case": f"{short_paths(spec)}, batch {count}",
         "network": spec.partition("@")[0],
         "weights": "given" if "@" in spec else "random",
         "data": "given" if args.data else "random pixels, the network's own answers as labels",

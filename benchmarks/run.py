@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,47 @@ TOPICS = {
     "pgd20": ("robust", "data"),
     "audit_overhead": ("robust", "data"),
 }
+
+
+def page(folder: Path) -> str:
+    """All ratios of the records in a folder, as Markdown."""
+    lines = ["# Speed", "", "Written by `python -m benchmarks` from the records beside it.", ""]
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        lines += [
+            f"## {record['topic']}",
+            "",
+            f"{record['processor']}, {record['instructions']}, {record['threads']} threads, torch "
+            f"{record['torch']}, {record['repeats']} interleaved repeats, {record['clock']} clock. "
+            "Ratios are medians of ratios within one run.",
+            "",
+        ]
+        for case in record["cases"]:
+            lines += [
+                f"**{case['case']}**",
+                "",
+                "| measured | value | target | |",
+                "|---|---|---|---|",
+            ]
+            for ratio in case.get("ratios", []):
+                lines.append(
+                    f"| {ratio['numerator']} / {ratio['denominator']} | "
+                    f"{ratio['median_of_ratios']:.2f} | {ratio.get('target', '')} | "
+                    f"{_verdict(ratio)} |"
+                )
+            for check in case.get("checks", []):
+                limit = f"at most {check['at_most']} s"
+                value = f"{check['seconds']:.3f} s"
+                lines.append(f"| {check['what']} | {value} | {limit} | {_verdict(check)} |")
+            if "skipped" in case:
+                lines.append(f"| not run: {case['skipped']} | | | |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _verdict(entry: dict[str, object]) -> str:
+    words = {True: "holds", False: "**missed**"}.get(entry.get("holds"), "")  # type: ignore[call-overload]
+    return ", ".join(filter(None, (words, str(entry.get("note", "")))))
 
 
 def main() -> int:
@@ -42,6 +84,7 @@ def main() -> int:
                 command += [f"--{option}", value]
         if subprocess.run(command, check=False).returncode:
             failed.append(topic)
+    (args.out / "README.md").write_text(page(args.out), encoding="utf-8")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
