@@ -68,7 +68,7 @@ def _accuracy(value: float) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        (-0.2, "Here TPAP adds nothing against an informed attacker: do not deploy it so."),
+        (-0.2, "Here TPAP costs 20 points against an informed attacker: do not deploy it so."),
         (0.005, "Here TPAP adds nothing against an informed attacker"),
         (0.12, "Here TPAP adds 12 points against an informed attacker."),
     ],

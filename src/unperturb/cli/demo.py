@@ -153,7 +153,12 @@ def lesson(summary: dict[str, Any], reached: bool) -> str:
         f"{percent(baseline['worst_case'])} without.",
     ]
     gain = adaptive["accuracy"] - baseline["worst_case"]["accuracy"]
-    if gain <= 0.01:
+    if gain < -0.01:
+        lines.append(
+            f"Here TPAP costs {-gain * 100:.0f} points against an informed attacker: do not "
+            "deploy it so."
+        )
+    elif gain <= 0.01:
         lines.append("Here TPAP adds nothing against an informed attacker: do not deploy it so.")
     else:
         lines.append(f"Here TPAP adds {gain * 100:.0f} points against an informed attacker.")
