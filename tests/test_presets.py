@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unperturb import presets
+from unperturb import plugins
 from unperturb.errors import ConfigError, SpecError
 from unperturb.presets import make_preset, preset_names, tpap
 
@@ -30,16 +30,16 @@ def test_unknown_preset(conv: Any) -> None:
 
 
 def test_unknown_option(conv: Any) -> None:
-    with pytest.raises(ConfigError, match="do not fit the preset 'tpap'.*radios"):
+    with pytest.raises(SpecError, match="option of the preset 'tpap' 'radios'.*'radius'"):
         make_preset("tpap", conv(), radios=0.1)
 
 
 def test_third_parties(monkeypatch: pytest.MonkeyPatch, conv: Any) -> None:
     made = tpap(conv())
     entry = SimpleNamespace(name="theirs", value="theirs:preset", load=lambda: lambda net: made)
-    monkeypatch.setattr(presets, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
     assert preset_names() == ["theirs", "tpap"]
     assert make_preset("theirs", conv()) is made
     entry.name = "tpap"
-    with pytest.raises(ConfigError, match="'theirs:preset' registers the preset 'tpap'"):
+    with pytest.raises(ConfigError, match="'theirs:preset' registers 'tpap' among the presets"):
         preset_names()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unperturb import stages
+from unperturb import plugins
 from unperturb.decisions import DECISIONS, Decision, LogitsAfter
 from unperturb.detectors import DETECTORS
 from unperturb.errors import ConfigError, SpecError
@@ -79,7 +79,7 @@ def _register(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def found(group: str) -> list[Any]:
         return [entry] if group == "unperturb.purifiers" else []
 
-    monkeypatch.setattr(stages, "entry_points", found)
+    monkeypatch.setattr(plugins, "entry_points", found)
 
 
 def test_third_parties_register(monkeypatch: pytest.MonkeyPatch) -> None:

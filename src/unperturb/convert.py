@@ -178,6 +178,9 @@ def _read(source: str) -> Any:
                 fix="where you trust it, load it yourself and torch.save(model.state_dict(), ...)",
             ) from error
         first = text.splitlines()[0] if text else type(error).__name__
+        if "weights_only" in first:
+            # PyTorch goes on to advise loading the pickle with code; that is not ours to pass on.
+            first = "it is no checkpoint that holds tensors only"
         raise WeightsError(
             f"The checkpoint {source!r} cannot be read: {first}",
             expected="a file saved with torch.save, complete",

@@ -15,6 +15,7 @@ from unperturb.classifiers import Classifier, as_classifier
 from unperturb.context import Context
 from unperturb.decisions import Decision, LogitsAfter
 from unperturb.detectors import Detector
+from unperturb.errors import ConfigError
 from unperturb.purifiers import Identity, Purified, Purifier
 from unperturb.randomness import Keys
 
@@ -89,6 +90,13 @@ class Defense(nn.Module):
         decision: Decision | None = None,
     ) -> None:
         super().__init__()
+        for part, kind in ((purifier, Purifier), (detector, Detector), (decision, Decision)):
+            if part is not None and not isinstance(part, kind):
+                raise ConfigError(
+                    f"The {kind.__name__.lower()} is {part!r}",
+                    expected=f"a {kind.__name__} object",
+                    fix="build it first, as in FGSMStep(radius=8 / 255)",
+                )
         wrapped = classifier if isinstance(classifier, Classifier) else as_classifier(classifier)
         self.classifier: Classifier = wrapped
         self.purifier: Purifier = purifier if purifier is not None else Identity()
@@ -209,6 +217,8 @@ class Defense(nn.Module):
             InputError: The images are not what the contract says.
         """
         self.classifier.check(images, logits=False)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}", expected="at least 1")
         parts = []
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)

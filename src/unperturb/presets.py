@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from inspect import signature
 
 from torch import nn
 
 from unperturb.defense import Defense
-from unperturb.errors import ConfigError, unknown_name
+from unperturb.errors import unknown_name
+from unperturb.plugins import with_plugins
 from unperturb.purifiers import FGSMStep
 
 __all__ = ["PRESETS", "make_preset", "preset_names", "tpap"]
@@ -39,16 +40,7 @@ PRESETS: dict[str, Callable[..., Defense]] = {"tpap": tpap}
 
 
 def _presets() -> dict[str, Callable[..., Defense]]:
-    found = dict(PRESETS)
-    for entry in entry_points(group="unperturb.presets"):
-        if entry.name in found:
-            raise ConfigError(
-                f"The entry point {entry.value!r} registers the preset {entry.name!r}, "
-                "which exists",
-                expected="a name of its own",
-            )
-        found[entry.name] = entry.load()
-    return found
+    return with_plugins("presets", PRESETS)
 
 
 def preset_names() -> list[str]:
@@ -61,15 +53,14 @@ def make_preset(name: str, classifier: nn.Module, **options: object) -> Defense:
 
     Raises:
         SpecError: There is no such preset.
-        ConfigError: It has no such option.
+        SpecError: It has no such option.
     """
     presets = _presets()
     if name not in presets:
         raise unknown_name("preset", name, presets)
-    try:
-        return presets[name](classifier, **options)
-    except TypeError as error:
-        raise ConfigError(
-            f"The options {options} do not fit the preset {name!r}: {error}",
-            expected="options that the preset has",
-        ) from None
+    parameters = list(signature(presets[name]).parameters.values())[1:]
+    has = [p.name for p in parameters]
+    for option in options:
+        if option not in has and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            raise unknown_name(f"option of the preset {name!r}", option, has)
+    return presets[name](classifier, **options)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from torch import nn
 
 from unperturb.errors import ConfigError, unknown_name
+from unperturb.plugins import with_plugins
 
 __all__ = ["Stage", "build_stage", "registered"]
 
@@ -49,16 +49,7 @@ def registered(group: str, own: Mapping[str, type[Stage]]) -> dict[str, type[Sta
     Raises:
         ConfigError: A package registers a name that exists.
     """
-    found = dict(own)
-    for entry in entry_points(group=f"unperturb.{group}"):
-        if entry.name in found:
-            raise ConfigError(
-                f"The entry point {entry.value!r} registers {entry.name!r} among the {group}, "
-                "where that name exists",
-                expected="a name of its own",
-            )
-        found[entry.name] = entry.load()
-    return found
+    return with_plugins(group, own)
 
 
 def build_stage(group: str, own: Mapping[str, type[Stage]], settings: dict[str, Any]) -> Stage:

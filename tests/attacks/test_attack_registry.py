@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from unperturb.attacks import registry
+from unperturb import plugins
 from unperturb.attacks.engine import FirstOrder
 from unperturb.attacks.registry import SUITES, attack_names, make_attack, resolve_attacks
 from unperturb.errors import AttackError, ConfigError, SpecError, UnperturbError
@@ -98,12 +98,12 @@ def _entry(name: str) -> SimpleNamespace:
 
 
 def test_third_parties_register(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [_entry("their-attack-2")])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [_entry("their-attack-2")])
     assert "their-attack-2" in attack_names()
     assert make_attack("their-attack-2").name == "theirs"
 
 
 def test_third_parties_cannot_take_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [_entry("pgd")])
-    with pytest.raises(ConfigError, match="'theirs:attack' registers the attack 'pgd'"):
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [_entry("pgd")])
+    with pytest.raises(ConfigError, match="'theirs:attack' registers 'pgd' among the attacks"):
         make_attack("fgsm")

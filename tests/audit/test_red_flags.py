@@ -221,3 +221,25 @@ def test_a_share_of_one_point_of_dead_gradients_is_told() -> None:
                      "identity", {})
         )  # fmt: skip
         assert [f.id for f in found] == (["zero-gradients"] if told else [])
+
+
+def test_tpap_around_a_network_whose_card_says_standard() -> None:
+    card = {"monitor": {"robust_overfitting": False, "heldout_clean": 0.9}}
+    net = as_classifier(conv_net(), origin=Origin(arch="net", card=card))
+    flags = [f for f in run(tpap(net)).summary["flags"] if "overfitting" in f["id"]]
+    assert len(flags) == 1
+    assert "trained in another way" in flags[0]["evidence"]
+
+
+def test_accuracy_under_an_attack_above_clean() -> None:
+    clean = np.arange(100) < 50
+    attacked = np.arange(100) < 70
+    answers = {
+        ("target", "none", "clean"): clean,
+        ("target", "oblivious", "pgd-20"): attacked,
+        ("target", "adaptive", "pgd-20"): clean & (np.arange(100) < 10),
+    }
+    evidence = Evidence(answers, {"pgd-20": 20}, {}, {"target": "net"}, "identity", {})
+    leaks = [flag for flag in find_flags(evidence) if flag.id == "attack-above-clean"]
+    assert len(leaks) == 1
+    assert "40.0% of the images that were wrong when clean" in leaks[0].evidence

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ from unperturb.attacks import Surface, make_attack
 from unperturb.audit import AuditResult, audit, read_result
 from unperturb.audit import run as engine
 from unperturb.audit.images import load_cases, worst_images
+from unperturb.audit.report import terminal_table
 from unperturb.classifiers import as_classifier
+from unperturb.context import Context
 from unperturb.defense import Defense
-from unperturb.errors import InputError
+from unperturb.errors import AttackError, ConfigError, InputError
 from unperturb.presets import tpap
+from unperturb.purifiers import Purified, Purifier
 from unperturb.randomness import Keys
 from unperturb.threat import Linf
 
@@ -370,14 +374,54 @@ def test_a_classifier_by_itself() -> None:
 
 def test_a_classifier_against_another() -> None:
     images, labels = digits(20)
-    found = audit(linear_net(), images, labels, threat=Linf(0.1), attacks="fgsm",
-                  baseline=conv_net())  # fmt: skip
+    common: dict[str, Any] = {"threat": Linf(0.1), "attacks": "fgsm", "baseline": conv_net()}
+    with pytest.raises(ConfigError, match="the oblivious attacker would attack that one"):
+        audit(linear_net(), images, labels, **common)
+    found = audit(linear_net(), images, labels, attackers=["adaptive"], **common)
     right = {n: (net(images).argmax(1) == labels).float().mean() for n, net in
              (("target", linear_net()), ("baseline", conv_net()))}  # fmt: skip
     for subject, share in right.items():
         assert found.summary[subject]["clean"]["accuracy"] == pytest.approx(float(share))
     assert set(found.rows["subject"]) == {"target", "baseline"}
-    assert len(found.summary["gains"]) == 4
+    assert len(found.summary["gains"]) == 3
+
+
+class Nothing(Purifier):
+    """A purifier whose reading is not a number."""
+
+    name = "nothing"
+
+    def forward(self, images: Tensor, *, ctx: Context) -> Purified:
+        reading = images * float("nan")
+        return Purified(reading, reading)
+
+
+def test_an_answer_that_is_not_a_number_is_never_right() -> None:
+    images, _ = digits(8)
+    # The argmax of nothing but NaN is class 0.
+    labels = torch.zeros(8, dtype=torch.int64)
+    found = audit(Defense(linear_net(), purifier=Nothing()), images, labels, threat=Linf(EPS),
+                  attacks="fgsm")  # fmt: skip
+    assert found.clean_accuracy == 0.0
+    assert found.worst_case_accuracy == 0.0
+
+
+def test_two_attacks_of_one_name_are_refused() -> None:
+    images, labels = digits(4)
+    fgsm = make_attack("fgsm")
+    with pytest.raises(AttackError, match="different settings are named 'fgsm'"):
+        audit(linear_net(), images, labels, threat=Linf(EPS),
+              attacks=[fgsm, replace(fgsm, step_size=0.5)])  # fmt: skip
+
+
+def test_an_audit_without_an_informed_attacker_says_so() -> None:
+    images, labels = digits(8)
+    found = audit(tpap(linear_net()), images, labels, threat=Linf(EPS), attacks="fgsm",
+                  attackers=["oblivious"])  # fmt: skip
+    assert "what it adds against one is not known" in found.summary["lesson"]
+    assert "Over all attackers" not in found.summary["lesson"]
+    assert any("--attacker adaptive" in note for note in found.summary["notes"])
+    assert "oblivious attacker only" in terminal_table(found.summary)
 
 
 def test_only_one_attacker() -> None:

@@ -90,7 +90,10 @@ def relabeled(change: dict[str, Any]) -> dict[str, Any]:
             {"defense": tpap(linear_net(), radius=0.01)},
             r"target\.describe\.purifier\.radius: 0\.0313\d+ there, 0\.01 here",
         ),
-        ({"baseline": conv_net()}, r'baseline\.fingerprint: "\w+\.\.\. there, "\w+\.\.\. here'),
+        (
+            {"baseline": conv_net(), "attackers": ("adaptive",)},
+            r'baseline\.fingerprint: "\w+\.\.\. there, "\w+\.\.\. here',
+        ),
         (brighter, r'data\.fingerprint: "\w+\.\.\. there, "\w+\.\.\. here'),
         (relabeled, r'data\.fingerprint: "\w+\.\.\. there, "\w+\.\.\. here'),
     ],

@@ -90,7 +90,7 @@ def fails(nets: Any, run: Run, tmp_path: Path) -> Callable[..., None]:
         ("--time-budget", "0", ("time_budget is 0", "seconds above 0")),
         ("--defense", "tpap?radius=big", ("The option radius of --defense is 'big'", "6/255")),
         ("--defense", "tpap?radius=6", ("The purification radius is 6", "write 6/255")),
-        ("--defense", "tpap?raduis=0.1", ("raduis", "do not fit the preset 'tpap'")),
+        ("--defense", "tpap?raduis=0.1", ("raduis", "did you mean 'radius'?")),
         ("--defense", "./nowhere", ("There is no folder './nowhere'", "a saved defense")),
         ("--channels", "3", ("Images have 3 channels", "1 channel", "Fix: --channels 1 reads")),
     ],

@@ -34,6 +34,9 @@ from unperturb.threat import Threat
 __all__ = ["FirstOrder"]
 
 
+_MOST = 100_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class FirstOrder:
     """A first-order attack; frozen, so that it can be hashed into every record.
@@ -70,10 +73,10 @@ class FirstOrder:
     def __post_init__(self) -> None:
         for field in ("steps", "restarts", "draws"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or not 1 <= value <= _MOST:
                 raise ConfigError(
                     f"{field} of attack {self.name!r} is {value!r}",
-                    expected="a whole number, at least 1",
+                    expected=f"a whole number, at least 1 and at most {_MOST:,}",
                 )
         if not 0 <= self.momentum < math.inf:
             raise ConfigError(

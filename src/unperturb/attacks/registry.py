@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from importlib.metadata import entry_points
 
 from unperturb.attacks.base import Attack
 from unperturb.attacks.engine import FirstOrder
 from unperturb.errors import AttackError, ConfigError, unknown_name
+from unperturb.plugins import with_plugins
 
 __all__ = ["ATTACKS", "SUITES", "attack_names", "make_attack", "resolve_attacks"]
 
@@ -66,16 +66,7 @@ _OPTIONS: dict[str, Callable[[str], object]] = {
 
 
 def _families() -> dict[str, Family]:
-    families = dict(ATTACKS)
-    for entry in entry_points(group="unperturb.attacks"):
-        if entry.name in families:
-            raise ConfigError(
-                f"The entry point {entry.value!r} registers the attack {entry.name!r}, "
-                "which exists",
-                expected="a name of its own",
-            )
-        families[entry.name] = entry.load()
-    return families
+    return with_plugins("attacks", ATTACKS)
 
 
 def attack_names() -> list[str]:
@@ -129,6 +120,20 @@ def _make(spec: str, families: dict[str, Family], draws: int | None) -> Attack:
     return replace(attack, **changes) if changes else attack  # type: ignore[type-var]
 
 
+def _add(found: dict[str, Attack], attack: object) -> None:
+    """Each attack once; two that differ must not share a name, or one would be dropped unseen."""
+    if not (hasattr(attack, "run") and hasattr(attack, "to_dict")):
+        raise AttackError(
+            f"An attack is {attack!r}", expected="a name such as pgd-20, or an attack object"
+        )
+    known: Attack = attack  # type: ignore[assignment]
+    if found.setdefault(known.name, known).to_dict() != known.to_dict():
+        raise AttackError(
+            f"Two attacks with different settings are named {known.name!r}",
+            expected="a name of its own for each",
+        )
+
+
 def resolve_attacks(
     attacks: str | Sequence[str | Attack], *, draws: int | None = None
 ) -> list[Attack]:
@@ -148,13 +153,13 @@ def resolve_attacks(
     families = _families() if any(isinstance(item, str) for item in names) else {}
     for item in names:
         if not isinstance(item, str):
-            found.setdefault(item.name, item)
+            _add(found, item)
             continue
         if not item.strip():
             continue
         for name in SUITES.get(item.strip().lower(), (item,)):
             attack = _make(name, families, draws)
-            found.setdefault(attack.name, attack)
+            _add(found, attack)
     if not found:
         raise AttackError(
             "No attack is named", expected="a suite or attacks, such as quick or fgsm,pgd-20"

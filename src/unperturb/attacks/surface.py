@@ -23,7 +23,7 @@ class Judged(NamedTuple):
     """Verdict on a batch of images, each (N,)."""
 
     success: Tensor  # bool: the goal is met
-    predictions: Tensor  # int64
+    predictions: Tensor  # int64; -1 where the scores hold NaN
     margins: Tensor  # float: the goal's margin objective; for "wrong" max_{j != y} s_j - s_y
     flagged: Tensor  # bool
 
@@ -130,7 +130,8 @@ class Surface:
         )
         return Judged(
             self.success(terms, labels),
-            terms.scores.argmax(1),
+            # An answer that is not a number is no answer, and never right.
+            terms.scores.argmax(1).masked_fill(terms.scores.isnan().any(1), -1),
             self.objective(terms, labels, "margin"),
             flagged,
         )

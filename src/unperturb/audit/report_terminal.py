@@ -34,13 +34,15 @@ def _wrap(text: str) -> list[str]:
 
 def _overall(summary: Summary, subjects: list[str]) -> str:
     has_defense = summary["has_defense"]
+    named = summary["attackers"]
+    who = "all attackers" if len(named) > 1 else f"{named[0]} attacker only"
     parts = []
     for subject in reversed(subjects):
         accuracy = summary[subject].get("worst_case")
         between = f" [{words.interval(accuracy, '-')}]" if accuracy else ""
         name = f"{words.subject_name(subject, has_defense)} " if has_defense else ""
         parts.append(f"{name}{words.percent(accuracy)}{between}")
-    return "Worst case per image, all attackers: " + ", ".join(parts)
+    return f"Worst case per image, {who}: " + ", ".join(parts)
 
 
 def table_text(summary: Summary) -> str:

@@ -132,10 +132,20 @@ def audit(
         >>> found.worst_case_accuracy <= found.clean_accuracy
         True
     """
+    if not isinstance(threat, Threat):
+        raise ConfigError(
+            f"The threat is {threat!r}", expected="a threat model", fix="Linf(8 / 255) or L2(0.5)"
+        )
     target = defense if isinstance(defense, Defense) else as_classifier(defense)
     classifier = target.classifier if isinstance(target, Defense) else target
     compared = classifier if baseline is None else as_classifier(baseline)
     has_defense = compared is not target
+    if "oblivious" in attackers and compared.fingerprint() != classifier.fingerprint():
+        raise ConfigError(
+            "The baseline is another network, and the oblivious attacker would attack that one",
+            expected="the defense's own classifier as the baseline of an oblivious attacker",
+            fix='attackers=("adaptive",)',
+        )
     if device is not None:
         target, compared = target.to(device), compared.to(device)
     for module in (classifier, compared):
@@ -145,7 +155,9 @@ def audit(
         raise ConfigError(f"workers is {workers}", expected="at least 1")
     if time_budget is not None and not time_budget > 0:
         raise ConfigError(f"time_budget is {time_budget}", expected="seconds above 0")
-    named = tuple(ids) if ids is not None else tuple(str(i) for i in range(len(images)))
+    named = (
+        tuple(str(i) for i in ids) if ids is not None else tuple(str(i) for i in range(len(images)))
+    )
     if len(named) != len(images):
         raise InputError(f"{len(named)} ids for {len(images)} images", expected="one for each")
     chosen = {a.name: a for a in resolve_attacks(attacks, draws=gradient_draws)}

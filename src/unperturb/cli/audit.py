@@ -130,6 +130,12 @@ def audit(**options: Any) -> int:
     if worst is None or not found.complete:
         click.echo("the audit is not complete: the gate cannot be judged", err=True)
         return 1
+    if found.summary["has_defense"] and "adaptive" not in found.plan["settings"]["attackers"]:
+        click.echo(
+            "warning: the gate was judged without an attacker who knows the defense "
+            "(--attacker adaptive)",
+            err=True,
+        )
     if worst < gate:
         click.echo(f"worst case {worst:.1%} is below the gate of {gate:.1%}", err=True)
         return 3

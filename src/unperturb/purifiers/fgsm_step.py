@@ -50,6 +50,12 @@ class FGSMStep(Purifier):
 
     def __init__(self, *, radius: float = 8 / 255, clip: bool = True) -> None:
         super().__init__()
+        if isinstance(radius, bool) or not isinstance(radius, (int, float)):
+            raise ConfigError(
+                f"The purification radius is {radius!r}", expected="a number, such as 8 / 255"
+            )
+        if not isinstance(clip, bool):
+            raise ConfigError(f"clip is {clip!r}", expected="true or false")
         if not 0 < radius <= 1:
             fix = f"write {radius:g}/255" if 1 < radius <= 255 else ""
             raise ConfigError(
@@ -58,7 +64,7 @@ class FGSMStep(Purifier):
                 fix=fix,
             )
         self.radius = float(radius)
-        self.clip = bool(clip)
+        self.clip = clip
 
     def config(self) -> dict[str, Any]:
         """Radius and clipping."""
