@@ -24,11 +24,12 @@ def page(folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         lines += [
-            f"## {record['topic']}",
+            f"## {path.stem}",
             "",
             f"{record['processor']}, {record['instructions']}, {record['threads']} threads, torch "
             f"{record['torch']}, {record['repeats']} interleaved repeats, {record['clock']} clock. "
-            "Ratios are medians of ratios within one run.",
+            "Ratios are medians of ratios within one run."
+            + "".join(f" {name}={value}" for name, value in record["allocator"].items()),
             "",
         ]
         for case in record["cases"]:
