@@ -94,6 +94,9 @@ def card_text(folder: Path) -> str:
     lines += [
         "```",
         "",
+        "These commands restate the settings of the stages; other thread counts or machines give "
+        "other bits, so expect the figures below and not these very weights.",
+        "",
         f"Kept: epoch {card['kept_epoch']} of the last stage. Machine kind: "
         f"{card['environment']['device']}, {card['environment']['machine']}, "
         f"torch {card['environment']['torch']}. Records of the epochs: "
