@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unperturb.checks import check_images, check_labels
-from unperturb.errors import InputError
+from unperturb.errors import ConfigError, InputError
 
 
 def _nan() -> torch.Tensor:
@@ -89,3 +89,12 @@ def test_wrong_labels(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_right_labels(dtype: torch.dtype) -> None:
     check_labels(torch.tensor([0, 9]).to(dtype), count=2, num_classes=10)
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work() -> None:
+    from unperturb import Linf, audit
+
+    images, labels = torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    with pytest.raises(ConfigError, match="The device 'gpu' cannot be used.*--device cpu"):
+        audit(net, images, labels, threat=Linf(0.1), device="gpu")

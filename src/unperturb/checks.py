@@ -5,11 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unperturb.errors import InputError
+from unperturb.errors import ConfigError, InputError
 
-__all__ = ["check_images", "check_labels"]
+__all__ = ["check_device", "check_images", "check_labels"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_device(device: torch.device | str) -> None:
+    """Check that numbers can be put on ``device``.
+
+    Args:
+        device: Its name, such as ``cpu`` or ``cuda:1``.
+
+    Raises:
+        ConfigError: There is no such device, or it holds no numbers.
+
+    Example:
+        >>> check_device("cpu")
+    """
+    try:
+        # A device without memory of its own, such as "meta", takes no numbers.
+        torch.empty(1, device=device).fill_(0).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"The device {str(device)!r} cannot be used: {str(error).splitlines()[0]}",
+            expected="cpu, or a CUDA device that torch sees",
+            fix='--device cpu, or device="cpu" in Python',
+        ) from None
 
 
 def check_images(images: Tensor, *, channels: int | None = None) -> None:

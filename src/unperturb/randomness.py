@@ -91,7 +91,7 @@ class Keys:
         draws: Number of the draw for each row, int64 (N,), below 2**32.
         domain: What the numbers are for (an attack's steps, scoring ...): numbers of different
             domains are independent, so that images are never scored on the draws they were
-            optimized or selected on.
+            optimized on.
     """
 
     seed: int

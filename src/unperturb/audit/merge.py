@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unperturb.audit.plan import differences
+from unperturb.audit.plan import differences, plan_units
 from unperturb.audit.result import AuditResult
-from unperturb.audit.run import complete, plan_units
+from unperturb.audit.run import complete
 from unperturb.audit.store import Store
 from unperturb.errors import RecordError
 from unperturb.files import write_atomic, write_json

@@ -14,7 +14,15 @@ import torch
 
 from unperturb.errors import ConfigError, InputError, unknown_name
 
-__all__ = ["ATTACKERS", "KEEP_IMAGES", "SCHEMA_VERSION", "Plan", "Unit", "environment"]
+__all__ = [
+    "ATTACKERS",
+    "KEEP_IMAGES",
+    "SCHEMA_VERSION",
+    "Plan",
+    "Unit",
+    "environment",
+    "plan_units",
+]
 
 SCHEMA_VERSION = 1
 ATTACKERS = ("oblivious", "adaptive")
@@ -216,3 +224,24 @@ def _by_name(attacks: Any) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def plan_units(stored: dict[str, Any]) -> list[Unit]:
+    """The units of a stored plan."""
+    settings = stored["settings"]
+    return Plan(
+        attacks=tuple(settings["attacks"]),
+        attackers=tuple(settings["attackers"]),
+        norm=settings["threat"]["norm"],
+        eps=settings["threat"]["eps"],
+        seed=settings["seed"],
+        batch_size=settings["batch_size"],
+        scoring_draws=settings["scoring_draws"],
+        backwards=tuple(settings["backwards"]),
+        keep_images=settings["keep_images"],
+        ids=tuple(stored["ids"]),
+        target=settings["target"],
+        baseline=settings["baseline"],
+        has_defense=settings["has_defense"],
+        data=settings["data"],
+    ).units()

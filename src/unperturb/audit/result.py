@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unperturb.audit.images import load_cases
+from unperturb.audit.plan import plan_units
 from unperturb.audit.store import Store, digest_rows
 from unperturb.audit.summary import summarize
 
@@ -21,8 +22,6 @@ class AuditResult:
     """
 
     def __init__(self, store: Store, *, _keep: Any = None) -> None:
-        from unperturb.audit.run import plan_units
-
         self.store = store
         self._keep = _keep
         self.plan = store.plan()

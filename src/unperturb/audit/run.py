@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from unperturb.attacks import Attack, Surface, resolve_attacks
 from unperturb.audit.cost import cost_ratio, preview
-from unperturb.audit.plan import ATTACKERS, Plan, Unit, environment
+from unperturb.audit.plan import ATTACKERS, Plan, Unit, environment, plan_units
 from unperturb.audit.result import AuditResult
 from unperturb.audit.store import Store, digest_rows
 from unperturb.audit.work import Bench
-from unperturb.checks import check_labels
+from unperturb.checks import check_device, check_labels
 from unperturb.classifiers import Classifier, as_classifier
 from unperturb.defense import Defense
 from unperturb.errors import ConfigError, InputError, UnperturbError
@@ -136,6 +136,8 @@ def audit(
         raise ConfigError(
             f"The threat is {threat!r}", expected="a threat model", fix="Linf(8 / 255) or L2(0.5)"
         )
+    if device is not None:
+        check_device(device)
     target = defense if isinstance(defense, Defense) else as_classifier(defense)
     classifier = target.classifier if isinstance(target, Defense) else target
     compared = classifier if baseline is None else as_classifier(baseline)
@@ -390,24 +392,3 @@ def complete(store: Store) -> bool:
         keep_worst(store, plan, units, rows)
         store.finish(units, digest_rows(rows, plan["settings_hash"]))
     return True
-
-
-def plan_units(stored: dict[str, Any]) -> list[Unit]:
-    """The units of a stored plan."""
-    settings = stored["settings"]
-    return Plan(
-        attacks=tuple(settings["attacks"]),
-        attackers=tuple(settings["attackers"]),
-        norm=settings["threat"]["norm"],
-        eps=settings["threat"]["eps"],
-        seed=settings["seed"],
-        batch_size=settings["batch_size"],
-        scoring_draws=settings["scoring_draws"],
-        backwards=tuple(settings["backwards"]),
-        keep_images=settings["keep_images"],
-        ids=tuple(stored["ids"]),
-        target=settings["target"],
-        baseline=settings["baseline"],
-        has_defense=settings["has_defense"],
-        data=settings["data"],
-    ).units()

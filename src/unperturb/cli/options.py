@@ -155,20 +155,14 @@ def setup(device: str | None, threads: int | None) -> str:
     """
     import torch
 
+    from unperturb.checks import check_device
+
     _keep_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # A device without memory of its own, such as "meta", takes no numbers.
-        torch.empty(1, device=device).fill_(0).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"The device {device!r} cannot be used: {str(error).splitlines()[0]}",
-            expected="cpu, or a CUDA device that torch sees",
-            fix="--device cpu",
-        ) from None
+    check_device(device)
     return device
 
 
