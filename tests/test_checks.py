@@ -95,6 +95,7 @@ def test_a_device_that_is_not_there_is_refused_before_any_work() -> None:
     from unperturb import Linf, audit
 
     images, labels = torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64)
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    with torch.random.fork_rng():
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
     with pytest.raises(ConfigError, match="The device 'gpu' cannot be used.*--device cpu"):
         audit(net, images, labels, threat=Linf(0.1), device="gpu")
