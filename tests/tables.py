@@ -33,14 +33,22 @@ class AttackRow:
     Attributes:
         name: Its registered id.
         specs: Specifications whose contract is tested, the default first.
-        steps: Gradient steps of the default.
-        random: Whether another seed gives other images.
+        steps: The default's ``steps``; None where it has no such setting.
+        random: Whether another seed gives other images; None where that depends.
+        one_step: Whether that is asked of its one-step form.
+        access: What it needs: gradients, scores or labels.
+        bound: What bounds its images: threat, minimal or own.
+        moves: Whether it moves every image of the test's network, broken or not.
     """
 
     name: str
     specs: tuple[str, ...]
-    steps: int
-    random: bool = False
+    steps: int | None
+    random: bool | None = False
+    one_step: bool = True
+    access: str = "gradients"
+    bound: str = "threat"
+    moves: bool = True
 
 
 PURIFIER_ROWS = (

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from tables import ATTACK_ROWS, DECISION_ROWS, DETECTOR_ROWS, PURIFIER_ROWS, AttackRow, Row
-from unperturb.attacks import ATTACKS, SUITES, Surface, make_attack
+from unperturb.attacks import ATTACKS, SUITES, Surface, describe_attack, make_attack
 from unperturb.decisions import DECISIONS, Decision
 from unperturb.defense import Defense
 from unperturb.detectors import DETECTORS, Detector
-from unperturb.errors import UnperturbError
+from unperturb.errors import AttackError, UnperturbError
 from unperturb.presets import PRESETS
 from unperturb.purifiers import PURIFIERS, Purifier
 from unperturb.randomness import Keys
@@ -113,8 +113,8 @@ def test_no_page_is_about_a_part_that_is_gone(group: str) -> None:
 
 def test_the_attack_page_shows_every_suite_as_it_is() -> None:
     text = (ROOT / "docs" / "attacks" / "index.md").read_text(encoding="utf-8")
-    for name, attacks in SUITES.items():
-        row = f"| `{name}` | " + ", ".join(f"`{attack}`" for attack in attacks) + " |"
+    for name, suite in SUITES.items():
+        row = f"| `{name}` | " + ", ".join(f"`{attack}`" for attack in suite.attacks) + " |"
         assert row in text, f"docs/attacks/index.md lacks the row {row}"
 
 
@@ -251,41 +251,57 @@ SPECS = [(row, spec) for row in ATTACK_ROWS for spec in row.specs]
 
 @pytest.mark.parametrize("threat", [Linf(4 / 255), L2(0.25)], ids=["linf", "l2"])
 @pytest.mark.parametrize(("row", "spec"), SPECS, ids=[spec for _, spec in SPECS])
-def test_attack_stays_in_the_ball_and_repeats(
+def test_attack_keeps_its_contract(
     row: AttackRow, spec: str, threat: Threat, net: nn.Module, untouched: Any
 ) -> None:
     attack = make_attack(spec)
     surface, clean = Surface(net), images()
     labels = net(clean).argmax(1).detach()
+    if threat.norm not in getattr(attack, "norms", ("linf", "l2")):
+        with pytest.raises(AttackError, match="no form for the norm"):
+            attack.run(surface, clean, labels, threat=threat, keys=keys())
+        return
 
     def run(seed: int = 0) -> Tensor:
         found = attack.run(surface, clean, labels, threat=threat, keys=keys(seed), stop="fixed")
         assert found.success.dtype == torch.bool
         assert torch.equal(found.success, net(found.images).argmax(1) != labels), "not re-checked"
         assert not bool(found.nan_gradients.any())
+        assert bool((found.queries > 0).all())
         return found.images
 
     with untouched(net):
         first = run()
-    assert bool(threat.contains(first, clean).all())
-    assert bool((threat.distance(first, clean) > 0).all()), "the attack did not move"
+    assert float(first.min()) >= 0
+    assert float(first.max()) <= 1
+    if row.bound == "threat":
+        assert bool(threat.contains(first, clean).all())
+    if row.moves:
+        assert bool((threat.distance(first, clean) > 0).all()), "the attack did not move"
     assert torch.equal(first, run()), "equal keys must give equal images"
-    # Many steps may end in one corner of the ball from every start; one step does not.
-    attack = replace(attack, steps=1)
-    assert torch.equal(run(), run(seed=1)) is not row.random
+    if row.one_step:
+        # Many steps may end in one corner of the ball from every start; one step does not.
+        attack = replace(attack, steps=1)
+    if row.random is not None:
+        assert torch.equal(run(), run(seed=1)) is not row.random
 
 
 @pytest.mark.parametrize("row", ATTACK_ROWS, ids=lambda row: row.name)
 def test_attack_settings_round_trip_and_rise(row: AttackRow, net: nn.Module) -> None:
     attack = make_attack(row.name)
-    assert attack.steps == row.steps
+    assert getattr(attack, "steps", None) == row.steps
     assert type(attack)(**json.loads(json.dumps(attack.to_dict()))) == attack
+    facts = describe_attack(attack)
+    assert (facts["access"], facts["bound"]) == (row.access, row.bound)
+    assert json.loads(json.dumps(facts)) == facts
     clean = images()
     labels = net(clean).argmax(1).detach()
     found = attack.run(Surface(net), clean, labels, threat=Linf(4 / 255), keys=keys(), stop="fixed")
     before = nn.functional.cross_entropy(net(clean), labels, reduction="none")
     after = nn.functional.cross_entropy(net(found.images), labels, reduction="none")
-    assert bool((after > before).all()), "an attack raises the loss on a smooth network"
+    assert bool((after > before).any()), "an attack raises the loss on a smooth network"
+    if row.moves:
+        assert bool((after > before).all()), "an attack raises the loss on a smooth network"
 
 
 # The package

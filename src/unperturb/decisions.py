@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
@@ -16,10 +19,14 @@ class Decision(Stage):
     Attributes:
         stochastic: Whether it is random.
         reads: Which logits it reads, of ``before`` and ``after``; the other is not computed.
+        routes: Names of its branches, each with whether it is taken for flagged images (True), for
+            unflagged ones (False), or whatever the flag says (None): an adaptive audit attacks
+            every one of them.
     """
 
     stochastic: bool = False
     reads: frozenset[str] = frozenset({"after"})
+    routes: Mapping[str, bool | None] = MappingProxyType({})
 
     def forward(self, before: Tensor | None, after: Tensor | None, flagged: Tensor) -> Tensor:
         """Scores (N, K) from logits before and after (each (N, K), None if not read) and flags."""

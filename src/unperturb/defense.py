@@ -28,6 +28,8 @@ class Terms(NamedTuple):
     scores: Tensor  # (N, K)
     branches: dict[str, Tensor]  # the decision's alternatives, each (N, K)
     slack: Tensor | None  # (N,): threshold less detector score, at least 0 where not flagged
+    logits: Tensor | None = None  # (N, K): the logits after, or before where only those are read
+    bare: Tensor | None = None  # (N, K): the bare classifier's logits, where only its gradient is
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,8 @@ class Defense(nn.Module):
         if self.detector is not None:
             assert run.detected is not None
             slack = self.detector.slack(run.detected)
-        return Terms(run.scores, self.decision.branches(run.before, run.after), slack)
+        logits = run.before if run.after is None else run.after
+        return Terms(run.scores, self.decision.branches(run.before, run.after), slack, logits)
 
     @torch.no_grad()
     def predict(

@@ -21,9 +21,12 @@ class Stage(nn.Module):
 
     Attributes:
         name: Lower-case id, shared by Python, the command line and saved folders.
+        attacks: Attacks made for this stage, such as ``("logit-matching",)``: an audit with a
+            suite of ours adds them for the attacker who knows the defense.
     """
 
     name: str = ""
+    attacks: tuple[str, ...] = ()
 
     def config(self) -> dict[str, Any]:
         """The keyword arguments that build this stage again, JSON-able; weights excluded."""

@@ -45,7 +45,7 @@ WRONG = {
     "pgd-0": (ConfigError, "steps of attack 'pgd-0' is 0", "at least 1"),
     "mim-0": (ConfigError, "steps of attack 'mim-0' is 0", "at least 1"),
     "pgd?restart=5": (SpecError, "Unknown option of attack 'pgd' 'restart'", "'restarts'"),
-    "pgd?restarts=two": (ConfigError, "Option restarts of attack 'pgd' is 'two'", "a number"),
+    "pgd?restarts=two": (ConfigError, "Option restarts of attack 'pgd' is 'two'", "a whole number"),
     "pgd?restarts=0": (ConfigError, "restarts of attack", "at least 1"),
     "pgd?draws=-1": (ConfigError, "draws of attack", "at least 1"),
     "pgd?step_size=0": (ConfigError, "step_size of attack", "a fraction of eps"),
@@ -79,7 +79,7 @@ def test_suites_and_lists() -> None:
     own = FirstOrder(name="own", steps=2, step_size=0.5)
     assert resolve_attacks([own, "fgsm"])[0] is own
     for suite in SUITES:
-        assert len(resolve_attacks(suite)) == len(SUITES[suite])
+        assert len(resolve_attacks(suite)) == len(SUITES[suite].attacks)
 
 
 def test_no_attack_at_all() -> None:

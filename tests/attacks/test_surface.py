@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from unperturb.attacks.engine import FirstOrder
+from unperturb.attacks.losses import margin
 from unperturb.attacks.surface import Surface
 from unperturb.context import Context
 from unperturb.decisions import Decision
@@ -34,6 +35,7 @@ class Branching(Decision):
     """After, or the change of the logits where flagged."""
 
     name = "branching"
+    routes: ClassVar = {"difference": True, "after": False}
     reads = frozenset({"before", "after"})
 
     def branches(self, before: Tensor | None, after: Tensor | None) -> dict[str, Tensor]:
@@ -56,17 +58,53 @@ def run(surface: Surface, images: Tensor, labels: Tensor, **settings: Any) -> An
 
 @pytest.mark.parametrize("branch", ["difference", "after"])
 def test_goal_branch(conv: Any, pixels: Any, branch: str) -> None:
+    """The branch is the means; success is a wrong answer of the whole."""
     net, images = conv(scale=0.4).double(), pixels(30).double()
     defense = Defense(net, purifier=Darker(), decision=Branching())
     with torch.no_grad():
-        labels = defense.terms(images).branches[branch].argmax(1)
-    surface = Surface(defense, goal=f"branch:{branch}")
-    found = run(surface, images, labels)
+        labels = defense(images).argmax(1)
+        values = defense.terms(images).branches[branch]
+        margins = Surface(defense, goal=f"branch:{branch}").judge(images, labels, None).margins
+    torch.testing.assert_close(margins, margin(values, labels))
+    found = run(Surface(defense, goal=f"branch:{branch}"), images, labels)
     with torch.no_grad():
-        before, after = net(found.images), net(found.images / 2)
-    answer = {"difference": before - after, "after": after}[branch].argmax(1)
+        answer = defense(found.images).argmax(1)
     assert torch.equal(found.success, answer != labels)
-    assert int(found.success.sum()) > 10
+    if branch == "after":  # without a detector nothing is flagged, and "after" answers
+        assert int(found.success.sum()) > 10
+
+
+def test_a_branch_is_attacked_where_it_is_taken(conv: Any, pixels: Any) -> None:
+    """The slack is driven to the side on which the decision takes the branch."""
+    net, images = conv(scale=0.4).double(), pixels(6).double()
+    detector = ThresholdDetector(threshold=0.1)
+    defense = Defense(net, purifier=Darker(), detector=detector, decision=Branching())
+    terms = defense.terms(images)
+    labels = terms.scores.argmax(1)
+    assert terms.slack is not None
+    for branch, sign in (("difference", -1.0), ("after", 1.0)):
+        surface = Surface(defense, goal=f"branch:{branch}")
+        plain = margin(terms.branches[branch], labels)
+        pushed = plain + (sign * terms.slack).clamp(max=0.0)
+        torch.testing.assert_close(surface.objective(terms, labels, "margin"), pushed)
+
+
+def test_undefended_gradient_with_the_defenses_verdict(conv: Any, pixels: Any) -> None:
+    net, images = conv(scale=0.4).double(), pixels(8).double()
+    defense = Defense(net, purifier=Darker())
+    surface, labels = Surface(defense, backward="undefended"), torch.arange(8) % 5
+    leaf = images.clone().requires_grad_()
+    terms = surface.terms(leaf, None)
+    with torch.no_grad():
+        assert torch.equal(terms.scores, defense(images))
+    assert not terms.scores.requires_grad
+    value = surface.objective(terms, labels, "ce").sum()
+    (found,) = torch.autograd.grad(value, leaf)
+    bare = images.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(net(bare), labels, reduction="sum")
+    torch.testing.assert_close(found, torch.autograd.grad(loss, bare)[0])
+    with pytest.raises(SpecError):
+        Surface(net, backward="undefended")
 
 
 def test_restarts_judge_by_the_branch(conv: Any, pixels: Any) -> None:

@@ -133,5 +133,5 @@ def test_examples_of_the_help_work(project: Path, run: Run) -> None:
     [words] = _examples(run("merge", "--help").out)
     run(*words)
     written = {path.name for path in (project / "runs").iterdir()}
-    assert written == {"adversarial", "fgsm", "part1", "part2", "standard", "tpap", "whole"}
+    assert written == {"adversarial", "fgsm", "part1", "part2", "pgd", "standard", "tpap", "whole"}
     assert (project / "runs" / "whole" / "report.html").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,19 @@ from unperturb.data import ImageSet, load_images
 from unperturb.errors import ConfigError, SpecError
 from unperturb.randomness import Keys
 from unperturb.threat import Linf
-from unperturb.training import OBJECTIVES, TrainConfig, fgsm_examples, make_monitor, measure
+from unperturb.training import (
+    OBJECTIVES,
+    TrainConfig,
+    fgsm_examples,
+    make_monitor,
+    measure,
+    pgd_examples,
+)
 from unperturb.training.augment import augment, epoch_generator
 from unperturb.training.monitor import depth
 from unperturb.training.objectives import evaluating
+
+GENERATOR = np.random.default_rng(0)
 
 # -- settings -----------------------------------------------------------------------------------
 
@@ -184,10 +194,45 @@ def test_the_losses_are_cross_entropies(
 ) -> None:
     net, images, labels = conv(), pixels(6), torch.arange(6) % 5
     adversarial = fgsm_examples(net, images, labels, 0.05)
-    found = {name: f(net, images, labels, 0.05, False) for name, f in OBJECTIVES.items()}
+    settings = TrainConfig(eps=0.05, attack_steps=3)
+
+    def draw() -> np.random.Generator:
+        return np.random.default_rng(0)
+
+    found = {name: f(net, images, labels, settings, draw()) for name, f in OBJECTIVES.items()}
     torch.testing.assert_close(found["standard"], F.cross_entropy(net(images), labels))
     torch.testing.assert_close(found["fgsm"], F.cross_entropy(net(adversarial), labels))
     assert found["fgsm"] > found["standard"]
+    steps = pgd_examples(net, images, labels, 0.05, steps=3, step_size=0.25, generator=draw())
+    torch.testing.assert_close(found["pgd"], F.cross_entropy(net(steps), labels))
+
+
+def test_pgd_examples_are_madrys(
+    conv: Callable[..., nn.Module], pixels: Callable[..., Tensor], untouched: Any
+) -> None:
+    net, images, labels = conv(), pixels(6), torch.arange(6) % 5
+    settings = {"steps": 4, "step_size": 0.25}
+    with untouched(net):
+        found = pgd_examples(
+            net, images, labels, 0.05, **settings, generator=np.random.default_rng(3)
+        )  # fmt: skip
+    assert bool(Linf(0.05).contains(found, images).all())
+    # By hand, with the same start.
+    uniform = np.random.default_rng(3).random(tuple(images.shape), dtype=np.float32)
+    point = images + (2 * torch.from_numpy(uniform) - 1) * 0.05
+    point = point.clamp(images - 0.05, images + 0.05).clamp(0, 1)
+    for _ in range(4):
+        leaf = point.clone().requires_grad_()
+        F.cross_entropy(net.eval()(leaf), labels, reduction="sum").backward()
+        assert leaf.grad is not None
+        point = (point + 0.0125 * leaf.grad.sign()).clamp(images - 0.05, images + 0.05)
+        point = point.clamp(0, 1)
+    torch.testing.assert_close(found, point)
+    net.zero_grad(set_to_none=True)
+    other = pgd_examples(
+        net, images, labels, 0.05, **settings, generator=np.random.default_rng(4)
+    )  # fmt: skip
+    assert not torch.equal(other, found)
 
 
 def test_the_clean_pass_enters_the_statistics_and_nothing_else(
@@ -197,7 +242,9 @@ def test_the_clean_pass_enters_the_statistics_and_nothing_else(
     found = {}
     for clean_pass in (False, True):
         net = conv().train()
-        loss = OBJECTIVES["fgsm"](net, images, labels, 0.05, clean_pass)
+        loss = OBJECTIVES["fgsm"](
+            net, images, labels, TrainConfig(eps=0.05, clean_pass=clean_pass), GENERATOR
+        )
         gradients = torch.autograd.grad(loss, list(net.parameters()))
         found[clean_pass] = (loss.detach(), gradients, net[1].running_mean.clone())
     one, two = found[False], found[True]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from unperturb.attacks.base import STOPPING, Attack, Attacked
+from unperturb.attacks.base import STOPPING, Attack, Attacked, BaseAttack, describe_attack
 from unperturb.attacks.engine import FirstOrder
 from unperturb.attacks.losses import LOSSES
 from unperturb.attacks.registry import (
     ATTACKS,
     SUITES,
+    Suite,
     attack_names,
     make_attack,
     resolve_attacks,
@@ -22,10 +23,13 @@ __all__ = [
     "SUITES",
     "Attack",
     "Attacked",
+    "BaseAttack",
     "FirstOrder",
     "Judged",
+    "Suite",
     "Surface",
     "attack_names",
+    "describe_attack",
     "make_attack",
     "resolve_attacks",
 ]

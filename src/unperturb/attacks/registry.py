@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from typing import NamedTuple
 
 from unperturb.attacks.base import Attack
 from unperturb.attacks.engine import FirstOrder
 from unperturb.errors import AttackError, ConfigError, unknown_name
 from unperturb.plugins import with_plugins
 
-__all__ = ["ATTACKS", "SUITES", "attack_names", "make_attack", "resolve_attacks"]
+__all__ = ["ATTACKS", "SUITES", "Suite", "attack_names", "make_attack", "resolve_attacks"]
 
 
 def _fgsm(steps: int | None) -> FirstOrder:
@@ -50,19 +51,29 @@ ATTACKS: dict[str, Family] = {"fgsm": _fgsm, "bim": _bim, "pgd": _pgd, "mim": _m
 - ``mim``: steps of eps/steps with momentum 1, 10 by default (Dong et al. 2018).
 """
 
-SUITES: dict[str, tuple[str, ...]] = {
-    "quick": ("fgsm", "pgd-20", "mim"),
-    "first-order": ("fgsm", "bim", "pgd-20", "mim", "pgd-100?loss=margin", "pgd-40?restarts=3"),
+
+class Suite(NamedTuple):
+    """A named list of attacks.
+
+    Attributes:
+        attacks: Specifications.
+        about: One line.
+        threat: ``(norm, eps)`` that a paper states for them; None where the suite has no own.
+    """
+
+    attacks: tuple[str, ...]
+    about: str
+    threat: tuple[str, float] | None = None
+
+
+SUITES: dict[str, Suite] = {
+    "quick": Suite(("fgsm", "pgd-20", "mim"), "A first look: three first-order attacks."),
+    "first-order": Suite(
+        ("fgsm", "bim", "pgd-20", "mim", "pgd-100?loss=margin", "pgd-40?restarts=3"),
+        "The signed-gradient attacks.",
+    ),
 }
 """Named lists of attacks."""
-
-_OPTIONS: dict[str, Callable[[str], object]] = {
-    "restarts": int,
-    "loss": str,
-    "draws": int,
-    "step_size": float,
-    "momentum": float,
-}
 
 
 def _families() -> dict[str, Family]:
@@ -101,23 +112,41 @@ def _make(spec: str, families: dict[str, Family], draws: int | None) -> Attack:
         raise unknown_name("attack", family, [*families, *SUITES])
     attack = families[family](None if steps is None else int(steps))
     changes: dict[str, object] = {} if draws is None else {"draws": draws}
+    has = _options(attack)
     for pair in filter(None, query.split("&")):
         option, _, text = pair.partition("=")
-        if option not in _OPTIONS:
-            raise unknown_name(f"option of attack {name!r}", option, _OPTIONS)
-        try:
-            changes[option] = _OPTIONS[option](text)
-        except ValueError:
-            raise ConfigError(
-                f"Option {option} of attack {name!r} is {text!r}", expected="a number"
-            ) from None
-    has = {field.name for field in fields(attack)}  # type: ignore[arg-type]
-    for option in set(changes) - has - {"draws"}:
-        raise unknown_name(f"option of attack {name!r}", option, has & set(_OPTIONS))
-    changes = {option: value for option, value in changes.items() if option in has}
+        if option not in has:
+            raise unknown_name(f"option of attack {name!r}", option, has)
+        changes[option] = _parse(option, text, has[option], name)
     if query:
         changes["name"] = f"{attack.name}?{query}"
+    changes = {k: v for k, v in changes.items() if k == "name" or k in has}
     return replace(attack, **changes) if changes else attack  # type: ignore[type-var]
+
+
+def _options(attack: Attack) -> dict[str, object]:
+    """Settings that a specification may change, with their present values."""
+    found = {field.name: getattr(attack, field.name) for field in fields(attack)}  # type: ignore[arg-type]
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in ("name", "steps") and isinstance(value, str | bool | int | float)
+    }
+
+
+def _parse(option: str, text: str, now: object, name: str) -> object:
+    """A setting's value from text, of the type it has now."""
+    kind = type(now)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text]
+        return kind(text)  # type: ignore[call-arg]
+    except (ValueError, KeyError):
+        words = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise ConfigError(
+            f"Option {option} of attack {name!r} is {text!r}",
+            expected=words.get(kind, "another value"),
+        ) from None
 
 
 def _add(found: dict[str, Attack], attack: object) -> None:
@@ -132,6 +161,11 @@ def _add(found: dict[str, Attack], attack: object) -> None:
             f"Two attacks with different settings are named {known.name!r}",
             expected="a name of its own for each",
         )
+
+
+def _named(item: str) -> tuple[str, ...]:
+    suite = SUITES.get(item.strip().lower())
+    return (item,) if suite is None else suite.attacks
 
 
 def resolve_attacks(
@@ -157,7 +191,7 @@ def resolve_attacks(
             continue
         if not item.strip():
             continue
-        for name in SUITES.get(item.strip().lower(), (item,)):
+        for name in _named(item):
             attack = _make(name, families, draws)
             _add(found, attack)
     if not found:

@@ -17,6 +17,7 @@ from unperturb.randomness import Keys
 __all__ = ["GOALS", "Judged", "Surface"]
 
 GOALS = ("wrong", "wrong-unflagged")
+UNDEFENDED = "undefended"
 
 
 class Judged(NamedTuple):
@@ -26,6 +27,7 @@ class Judged(NamedTuple):
     predictions: Tensor  # int64; -1 where the scores hold NaN
     margins: Tensor  # float: the goal's margin objective; for "wrong" max_{j != y} s_j - s_y
     flagged: Tensor  # bool
+    slack: Tensor | None = None  # float: threshold less detector score; None without a detector
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ class Surface:
     Attributes:
         target: A ``Defense``, or any module from images to scores, which is attacked in eval mode.
         backward: Gradient taken through the purifier: ``exact``, ``identity`` or one of the
-            purifier's own rules. A bare module has only ``exact``.
-        goal: ``wrong``, ``wrong-unflagged`` (for detectors that reject), or ``branch:NAME``: the
-            answer of one branch of the decision is made wrong.
+            purifier's own rules; or ``undefended``: that of the bare classifier, while success is
+            judged on the whole defense. A bare module has only ``exact``.
+        goal: ``wrong``, ``wrong-unflagged`` (for detectors that reject), or ``branch:NAME``: a
+            wrong answer by way of one branch of the decision.
 
     Raises:
         AttackError: The rule or the goal does not exist on this target.
@@ -53,7 +56,9 @@ class Surface:
         if not isinstance(self.target, Defense):
             # A module in training mode would change its statistics under attack.
             object.__setattr__(self, "target", eval_view(self.target))
-        rules = self.target.backwards if isinstance(self.target, Defense) else ("exact",)
+        rules = (
+            (*self.target.backwards, UNDEFENDED) if isinstance(self.target, Defense) else ("exact",)
+        )
         if self.backward not in rules:
             raise unknown_name("backward rule for this target", self.backward, rules)
         if self.goal.startswith("branch:"):
@@ -87,35 +92,62 @@ class Surface:
         return self.terms(image, keys).scores.shape[1]
 
     def terms(self, images: Tensor, keys: Keys | None) -> Terms:
-        """Scores, the decision's branches and the detector's slack, all differentiable."""
-        if isinstance(self.target, Defense):
-            return self.target.terms(images, keys=keys, backward=self.backward)
-        return Terms(self.target(images), {}, None)
+        """Scores, branches, slack and logits, differentiable by the surface's rule."""
+        if not isinstance(self.target, Defense):
+            scores = self.target(images)
+            return Terms(scores, {}, None, scores)
+        if self.backward != UNDEFENDED or not images.requires_grad:
+            rule = "exact" if self.backward == UNDEFENDED else self.backward
+            return self.target.terms(images, keys=keys, backward=rule)
+        with torch.no_grad():
+            judged = self.target.terms(images.detach(), keys=keys, backward="exact")
+        # The defense's values, to the last bit, with the bare classifier's gradient: what the
+        # attacker raises and what he is judged by differ here, and only here.
+        return judged._replace(bare=self.target.classifier(images))
 
-    def _attacked(self, terms: Terms) -> Tensor:
-        if not self.goal.startswith("branch:"):
+    @property
+    def _branch(self) -> str | None:
+        return self.goal.removeprefix("branch:") if self.goal.startswith("branch:") else None
+
+    def attacked(self, terms: Terms) -> Tensor:
+        """The scores (N, K) that the attacker raises the loss of."""
+        if terms.bare is not None:
+            return terms.bare
+        if self._branch is None:
             return terms.scores
-        name = self.goal.removeprefix("branch:")
-        if name not in terms.branches:
-            raise unknown_name("branch of the decision", name, terms.branches)
-        return terms.branches[name]
+        if self._branch not in terms.branches:
+            raise unknown_name("branch of the decision", self._branch, terms.branches)
+        return terms.branches[self._branch]
 
     def objective(self, terms: Terms, labels: Tensor, loss: str) -> Tensor:
         """What the attacker raises, (N,).
 
         For ``wrong-unflagged`` flagged images also lower the detector's score:
-        ``loss + min(slack, 0)``.
+        ``loss + min(slack, 0)``; for ``branch:NAME`` the loss is that branch's, and the slack is
+        driven to where the decision takes that branch.
         """
-        value = LOSSES[loss](self._attacked(terms), labels)
+        value = LOSSES[loss](self.attacked(terms), labels)
+        if terms.slack is None or terms.bare is not None:
+            return value
+        flagged = self._wants_flag()
+        if flagged is None:
+            return value
+        return value + (-terms.slack if flagged else terms.slack).clamp(max=0.0)
+
+    def _wants_flag(self) -> bool | None:
+        """Whether the goal needs the image flagged, unflagged, or does not care (None)."""
         if self.goal == "wrong-unflagged":
-            assert terms.slack is not None
-            value = value + terms.slack.clamp(max=0.0)
-        return value
+            return False
+        if self._branch is not None and isinstance(self.target, Defense):
+            return self.target.decision.routes.get(self._branch)
+        return None
 
     def success(self, terms: Terms, labels: Tensor) -> Tensor:
-        """Whether the goal is met, (N,) bool; NaN scores count as a wrong answer."""
-        scores = self._attacked(terms)
-        wrong = (scores.argmax(1) != labels) | scores.isnan().any(1)
+        """Whether the goal is met, (N,) bool; NaN scores count as a wrong answer.
+
+        Attacking a branch is a means: the goal is that the whole defense answers wrongly.
+        """
+        wrong = (terms.scores.argmax(1) != labels) | terms.scores.isnan().any(1)
         if self.goal == "wrong-unflagged":
             assert terms.slack is not None
             wrong &= terms.slack >= 0
@@ -134,4 +166,5 @@ class Surface:
             terms.scores.argmax(1).masked_fill(terms.scores.isnan().any(1), -1),
             self.objective(terms, labels, "margin"),
             flagged,
+            terms.slack,
         )

@@ -31,7 +31,7 @@ def listing(kind: str | None, as_json: bool) -> int:
 
     found = {
         "attacks": attack_names(),
-        "suites": [f"{name}: {', '.join(members)}" for name, members in SUITES.items()],
+        "suites": [f"{name}: {', '.join(suite.attacks)}" for name, suite in SUITES.items()],
         "attackers": list(ATTACKERS),
         "losses": list(LOSSES),
         "norms": list(NORMS),

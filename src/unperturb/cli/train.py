@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from unperturb.training import TrainConfig
 
 
-@click.command(short_help="Train a classifier, as usual or on FGSM examples.")
+@click.command(short_help="Train a classifier, as usual or on adversarial examples.")
 @click.option("--arch", help="A network to train from scratch, such as cifar-resnet20.")
 @click.option("--start", help="Or a classifier to start from: a folder or ARCH@WEIGHTS.")
 @click.option("--normalize", default="none", show_default=True,
               help="Normalization in front of a new network: none, imagenet, cifar10.")  # fmt: skip
 @data_options(default_split="train")
 @click.option("--objective", default="standard", show_default=True,
-              help="standard, or fgsm (adversarial training with one FGSM step).")  # fmt: skip
+              help="standard, or adversarial: fgsm (one step) or pgd (several).")  # fmt: skip
 @click.option("--eps", default="8/255", show_default=True,
-              help="Linf size of the FGSM step, in pixel units.")  # fmt: skip
+              help="Linf size of the training attack, in pixel units.")  # fmt: skip
 @click.option("--epochs", type=int, default=15, show_default=True,
               help="Passes over the training images.")  # fmt: skip
 @click.option("--batch-size", type=int, default=128, show_default=True, help="Images in a step.")
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 @click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16.")
 @click.option("--clean-pass", is_flag=True,
               help="fgsm: clean batches enter the batch-norm statistics too.")  # fmt: skip
+@click.option("--attack-steps", type=int, default=7, show_default=True,
+              help="pgd: steps of the training attack, of eps/4 each.")  # fmt: skip
 @click.option("--keep", default="deepest", show_default=True,
               help="fgsm: keep the epoch deepest in robust overfitting, or the last.")  # fmt: skip
 @click.option("--holdout", type=int, default=1000, show_default=True,
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 )
 @run_options(out="runs/train", out_help="Folder of the weights and their record.")
 def train(**options: Any) -> int:
-    """Train a classifier: standard, or by FGSM adversarial training into robust overfitting.
+    """Train a classifier: standard, by FGSM into robust overfitting, or by PGD to be robust.
 
     \b
     Examples:
@@ -66,6 +68,8 @@ def train(**options: Any) -> int:
         --out runs/standard
       unperturb train --start runs/standard --objective fgsm --eps 10/255 --lr 0.01 \\
         --milestones 0.7 --epochs 8 --data cifar10/ --out runs/fgsm
+      unperturb train --start runs/standard --objective pgd --eps 8/255 --lr 0.05 \\
+        --schedule one-cycle --epochs 10 --data cifar10/ --out runs/pgd
 
     A run that was cut off goes on with the same command.
     """
@@ -89,6 +93,7 @@ def train(**options: Any) -> int:
         augment=options["augment"],
         precision=options["precision"],
         clean_pass=options["clean_pass"],
+        attack_steps=options["attack_steps"],
         keep=options["keep"],
         holdout=options["holdout"],
         monitor_images=options["monitor_images"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unperturb.training.config import TrainConfig
 from unperturb.training.loop import Trained, train
 from unperturb.training.monitor import make_monitor, measure
-from unperturb.training.objectives import OBJECTIVES, fgsm_examples
+from unperturb.training.objectives import OBJECTIVES, fgsm_examples, pgd_examples
 from unperturb.training.run import train_classifier
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "fgsm_examples",
     "make_monitor",
     "measure",
+    "pgd_examples",
     "train",
     "train_classifier",
 ]

@@ -21,8 +21,8 @@ class TrainConfig:
     """Everything that decides what a training run computes.
 
     Attributes:
-        objective: ``standard`` or ``fgsm``.
-        eps: Linf size of the FGSM step in pixel units; unused by ``standard``.
+        objective: ``standard``, ``fgsm`` or ``pgd``.
+        eps: Linf size of the training attack in pixel units; unused by ``standard``.
         epochs: Passes over the training images.
         batch_size: Images in a step.
         lr: Peak learning rate of SGD.
@@ -35,6 +35,8 @@ class TrainConfig:
         augment: ``crop-flip`` (pad by 4, random crop, flip), ``flip`` or ``none``.
         precision: ``float32``, or ``bfloat16`` autocast.
         clean_pass: For ``fgsm``: let the clean batch enter the batch-norm statistics.
+        attack_steps: For ``pgd``: steps of the training attack.
+        attack_step_size: For ``pgd``: its step as a fraction of eps.
         keep: For ``fgsm``: keep the ``deepest`` epoch in robust overfitting, or the ``last`` (for
             a stage that another one goes on from).
         holdout: Images at the end of the training split that are never trained on; the monitor
@@ -60,6 +62,8 @@ class TrainConfig:
     augment: str = "crop-flip"
     precision: str = "float32"
     clean_pass: bool = False
+    attack_steps: int = 7
+    attack_step_size: float = 0.25
     keep: str = "deepest"
     holdout: int = 1000
     monitor_images: int = 256
@@ -76,13 +80,14 @@ class TrainConfig:
         ):
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)
-        for name in ("epochs", "batch_size", "monitor_images"):
+        for name in ("epochs", "batch_size", "monitor_images", "attack_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", expected="at least 1")
         if self.holdout < 0:
             raise ConfigError(f"holdout is {self.holdout}", expected="0 or more")
-        if not self.lr > 0:
-            raise ConfigError(f"lr is {self.lr}", expected="above 0")
+        for name in ("lr", "attack_step_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}", expected="above 0")
         for name in ("eps", "monitor_eps"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(

@@ -170,7 +170,7 @@ def _epoch(
             group["lr"] = rate
         half = config.precision == "bfloat16"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            loss = objective(network, images, labels, config.eps, config.clean_pass)
+            loss = objective(network, images, labels, config, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -1,0 +1,206 @@
+"""One batch under attack: what every method needs of it, so that a method is its mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unperturb.attacks.losses import resolve_loss
+from unperturb.attacks.surface import Judged, Surface
+from unperturb.defense import Terms
+from unperturb.gradients import input_gradients
+from unperturb.randomness import Keys
+from unperturb.threat import Threat
+
+__all__ = ["Batch", "Objective", "Step"]
+
+Objective = Callable[[Terms, Tensor, Tensor], Tensor]
+"""``(terms, labels, index)`` to what the attacker raises, (N,): rows may be EOT copies, and
+``index`` says which image of the batch each row is."""
+
+
+class Step(NamedTuple):
+    """A gradient of some images, each (n, ...)."""
+
+    gradient: Tensor  # (n, C, H, W): mean over the draws, 0 where it was not finite
+    value: Tensor  # (n,): the objective, mean over the draws
+    wrong: Tensor  # (n,) bool: the goal is met at this point, for most draws
+
+
+class Batch:
+    """One batch under attack.
+
+    Attributes:
+        origin: Clean images (N, C, H, W).
+        labels: True labels (N,).
+        best: The result so far; the clean image until something better is found.
+        broken: Images that met the goal and are done, (N,) bool.
+        queries: Forward passes spent on each image.
+        zero: Steps whose gradient was exactly zero.
+        nan: Steps whose gradient was not finite.
+        measure: Size of the result in the attack's own measure, where it sets one.
+        draws: Draws of each evaluation; 1 where the target is not random.
+        early: Whether an image leaves at its first success.
+    """
+
+    def __init__(
+        self,
+        surface: Surface,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        threat: Threat,
+        keys: Keys,
+        draws: int = 1,
+        early: bool = True,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self.surface, self.threat, self.early, self.layout = surface, threat, early, layout
+        self.origin = images.contiguous(memory_format=layout)
+        self.labels = labels.to(images.device, torch.int64)
+        self.keys = keys.to(images.device)
+        self.draws = draws if surface.stochastic else 1
+        count = len(images)
+        zeros = torch.zeros(count, dtype=torch.int64, device=images.device)
+        self.best = self.origin.clone()
+        self.best_value = torch.full((count,), float("-inf"), device=images.device)
+        self.broken = torch.zeros(count, dtype=torch.bool, device=images.device)
+        self.queries, self.zero, self.nan = zeros.clone(), zeros.clone(), zeros.clone()
+        self.measure: Tensor | None = None
+        # Random numbers of one evaluation: another draw each time.
+        self._evaluations = 0
+
+    def __len__(self) -> int:
+        return len(self.origin)
+
+    def domain(self, purpose: str) -> Keys:
+        """Keys for a purpose of their own (``start``, ``check`` ...)."""
+        return self.keys.within(f"{self.keys.domain}/{purpose}")
+
+    def left(self) -> Tensor:
+        """Rows that are not broken yet, (n,) int64."""
+        return (~self.broken).nonzero().flatten()
+
+    def compact(self, rows: Tensor) -> Tensor:
+        """The rows, padded with the first of them to one of eight fixed batch sizes.
+
+        Shapes stay functions of the plan; what is computed of the padding is cut off again by
+        ``[: len(rows)]``.
+        """
+        full = len(self.origin)
+        grain = max(1, full // 8)
+        size = min(full, -(-len(rows) // grain) * grain)
+        return torch.cat((rows, rows[:1].expand(size - len(rows))))
+
+    def leave_unperturbed(self) -> None:
+        """Let go of images that meet the goal as they are (for most draws)."""
+        index = torch.arange(len(self), device=self.origin.device)
+        judged = self.judge(self.origin, index, keys=self.domain("clean"))
+        self.broken = judged.success
+
+    def loss(self, name: str) -> Objective:
+        """The surface's objective with a loss by name."""
+
+        def value(terms: Terms, labels: Tensor, index: Tensor) -> Tensor:
+            known = resolve_loss(name, terms.scores.shape[1])
+            return self.surface.objective(terms, labels, known)
+
+        return value
+
+    def gradient(self, point: Tensor, index: Tensor, draw: int, objective: Objective) -> Step:
+        """Mean gradient of the objective over the draws, and whether the goal is met.
+
+        Args:
+            point: Images (n, C, H, W), one for each entry of ``index``.
+            index: Rows of the batch they belong to (repeats are padding).
+            draw: Number of the evaluation: it names the random numbers of a random target.
+            objective: What is raised.
+        """
+        labels, draws, rows = self.labels[index], self.draws, index
+        keys = self.keys[index].draw(draw) if self.surface.stochastic else None
+        if draws > 1:
+            assert keys is not None
+            keys = keys.copies(draws)
+            point, labels = point.repeat_interleave(draws, 0), labels.repeat_interleave(draws, 0)
+            rows = index.repeat_interleave(draws, 0)
+        with torch.enable_grad(), input_gradients(self.surface.target):
+            # Repeated rows have lost their layout.
+            leaf = point.detach().contiguous(memory_format=self.layout).requires_grad_()
+            terms = self.surface.terms(leaf, keys)
+            value = objective(terms, labels, rows)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        wrong = self.surface.success(terms, labels).detach()
+        value = value.detach()
+        if draws > 1:
+            gradient = gradient.view(-1, draws, *gradient.shape[1:]).mean(1)
+            wrong = wrong.view(-1, draws).float().mean(1) > 0.5
+            value = value.view(-1, draws).mean(1)
+        # Not flattened: that would copy a channels_last batch.
+        size = gradient.abs().amax((1, 2, 3))
+        finite = torch.isfinite(size)
+        if not bool(finite.all()):
+            gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        # Padding repeats the first row, so counts are written, not added, for each distinct row.
+        for counter, hit in ((self.queries, None), (self.zero, size == 0), (self.nan, ~finite)):
+            step = draws if hit is None else hit.to(torch.int64)
+            counter[index] = counter[index] + step
+        return Step(gradient, value, wrong)
+
+    def judge(
+        self, point: Tensor, index: Tensor, *, draw: int = 0, keys: Keys | None = None
+    ) -> Judged:
+        """Verdict on images without gradients: by most draws, margins and slack averaged.
+
+        Args:
+            point: Images (n, C, H, W), one for each entry of ``index``.
+            index: Rows of the batch they belong to (repeats are padding).
+            draw: Number of the evaluation.
+            keys: Keys of the whole batch to use in place of the attack's own.
+        """
+        named = (self.keys if keys is None else keys)[index].draw(draw)
+        labels = self.labels[index]
+        self.queries[index] = self.queries[index] + self.draws
+        if self.draws == 1:
+            return self.surface.judge(point.contiguous(memory_format=self.layout), labels, named)
+        found = self.surface.judge(
+            point.repeat_interleave(self.draws, 0).contiguous(memory_format=self.layout),
+            labels.repeat_interleave(self.draws, 0),
+            named.copies(self.draws),
+        )
+        shape = (-1, self.draws)
+        return Judged(
+            found.success.view(shape).float().mean(1) > 0.5,
+            found.predictions.view(shape).mode(1).values,
+            found.margins.view(shape).mean(1),
+            found.flagged.view(shape).float().mean(1) > 0.5,
+            None if found.slack is None else found.slack.view(shape).mean(1),
+        )
+
+    def leave(self, rows: Tensor, images: Tensor) -> None:
+        """These rows met the goal with these images, and are done."""
+        self.best[rows] = images
+        self.broken[rows] = True
+
+    def offer(self, rows: Tensor, images: Tensor, *, draw: int) -> None:
+        """Judge the end of a run: keep what is broken, else what has the greatest margin.
+
+        Args:
+            rows: Rows of the batch (without padding).
+            images: Their images (n, C, H, W).
+            draw: Number of the run: it names the random numbers.
+        """
+        if not len(rows):
+            return
+        index = self.compact(rows)
+        padded = torch.cat((images, images[:1].expand(len(index) - len(rows), -1, -1, -1)))
+        judged = self.judge(padded, index, draw=draw, keys=self.domain("finish"))
+        success = judged.success[: len(rows)]
+        value = judged.margins[: len(rows)].to(self.best_value.dtype)
+        better = success | (value > self.best_value[rows])
+        chosen = rows[better]
+        self.best[chosen] = images[better]
+        self.best_value[chosen] = value[better]
+        self.broken[rows[success]] = True
