@@ -25,12 +25,12 @@ from unperturb.randomness import Keys
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 20
 
 
-def by_hand(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def by_hand(model: nn.Module, images: Tensor, labels: Tensor, steps: int = STEPS) -> Tensor:
     """What anybody would write."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(images.shape, generator=generator) * 2 * EPS - EPS
     x = (images + noise).clamp(0, 1)
-    for _ in range(STEPS):
+    for _ in range(steps):
         x.requires_grad_(True)
         loss = F.cross_entropy(model(x), labels)
         (gradient,) = torch.autograd.grad(loss, x)
@@ -39,22 +39,24 @@ def by_hand(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return x
 
 
-def ours(model: nn.Module, images: Tensor, labels: Tensor, stop: str = "fixed") -> Tensor:
+def ours(
+    model: nn.Module, images: Tensor, labels: Tensor, stop: str = "fixed", steps: int = STEPS
+) -> Tensor:
     keys = Keys.of(0, [str(i) for i in range(len(images))])
-    pgd = make_attack("pgd-20")
+    pgd = make_attack(f"pgd-{steps}")
     return pgd.run(Surface(model), images, labels, threat=Linf(EPS), keys=keys, stop=stop).images
 
 
-def by_foolbox(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def by_foolbox(model: nn.Module, images: Tensor, labels: Tensor, steps: int = STEPS) -> Tensor:
     import foolbox
 
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    pgd = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS)
+    pgd = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps)
     _, found, _ = pgd(wrapped, images, labels, epsilons=EPS)
     return found  # type: ignore[no-any-return]
 
 
-def by_art(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def by_art(model: nn.Module, images: Tensor, labels: Tensor, steps: int = STEPS) -> Tensor:
     from art.attacks.evasion import ProjectedGradientDescent
     from art.estimators.classification import PyTorchClassifier
 
@@ -63,7 +65,7 @@ def by_art(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         clip_values=(0.0, 1.0), device_type="cpu",
     )  # fmt: skip
     pgd = ProjectedGradientDescent(
-        wrapped, norm=np.inf, eps=EPS, eps_step=STEP, max_iter=STEPS, num_random_init=1,
+        wrapped, norm=np.inf, eps=EPS, eps_step=STEP, max_iter=steps, num_random_init=1,
         batch_size=len(images), verbose=False,
     )  # fmt: skip
     return torch.tensor(pgd.generate(images.numpy(), labels.numpy()))

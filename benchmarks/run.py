@@ -15,6 +15,9 @@ TOPICS = {
     "tpap_forward": ("compile",),
     "pgd20": ("robust", "data"),
     "audit_overhead": ("robust", "data"),
+    "pgd100": ("trained", "data"),
+    "standard_suite": ("trained", "data"),
+    "records": (),
 }
 
 
@@ -69,7 +72,8 @@ def main() -> int:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--robust", metavar="SPEC", help="cifar-robust-resnet-4b@FILE")
-    parser.add_argument("--data", metavar="DATA", help="images for the robust network")
+    parser.add_argument("--trained", metavar="SPEC", help="an adversarially trained network")
+    parser.add_argument("--data", metavar="DATA", help="images for these networks")
     args = parser.parse_args()
     failed = []
     for topic in args.only:

@@ -46,6 +46,7 @@ PARTS = [(group, name) for group, (known, _) in GROUPS.items() for name in known
 HEAVY = (
     "art",
     "autoattack",
+    "pyautoattack",
     "datasets",
     "foolbox",
     "huggingface_hub",

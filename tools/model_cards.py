@@ -25,6 +25,7 @@ _OPTIONS = (
     ("precision", "--precision"),
     ("monitor_images", "--monitor-images"),
     ("seed", "--seed"),
+    ("attack_steps", "--attack-steps"),
 )
 
 
@@ -41,6 +42,8 @@ def command(config: dict[str, Any], start: str, out: str) -> str:
     words = []
     for name, option in _OPTIONS:
         if name == "eps" and config["objective"] == "standard":
+            continue
+        if name == "attack_steps" and config["objective"] != "pgd":
             continue
         if name == "milestones" and config["schedule"] != "multistep":
             continue
@@ -124,12 +127,25 @@ def card_text(folder: Path) -> str:
             "almost nothing correctly, and an attacker who knows TPAP brings the defended network "
             "there too. See `docs/results/first-audit.md`.",
         ]
+    elif card["config"]["objective"] == "pgd":
+        lines += [
+            "",
+            f"{monitor['images']} training and as many held-out images; FGSM and PGD-20 at "
+            f"{monitor['other_eps'] * 255:.0f}/255.",
+            "",
+            "## What it is for",
+            "",
+            "A small adversarially trained network (Madry et al. 2018): the yardstick of what "
+            "training alone gives at this size, and the network on which attacks are compared. See "
+            "`docs/results/attacks.md` for what the strongest attacks leave of it.",
+        ]
     else:
         lines += [
             "",
             "## What it is for",
             "",
-            "A standard network, and the start of FGSM training. It has no adversarial robustness.",
+            "A standard network, the start of adversarial training. It has no adversarial "
+            "robustness.",
         ]
     return "\n".join([*lines, ""])
 

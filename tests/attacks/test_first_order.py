@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unperturb.attacks.base import Attacked
+from unperturb.attacks.batch import VOTES
 from unperturb.attacks.engine import FirstOrder
 from unperturb.attacks.losses import LOSSES, margin
 from unperturb.attacks.registry import make_attack
@@ -354,8 +355,8 @@ def test_every_step_meets_new_draws(conv: Any, pixels: Any) -> None:
         steps=3, draws=2, restarts=2, random_start=True,
     )  # fmt: skip
     names = [(draw, row[-1]) for row in seen for draw in row[:-1]]
-    # 3 steps x 2 draws x 2 restarts, two draws to judge each restart, and one at the end.
-    assert len(names) == len(set(names)) == 17
+    # 3 steps x 2 draws x 2 restarts, a vote after each restart, and one draw at the end.
+    assert len(names) == len(set(names)) == 12 + 2 * VOTES + 1
 
 
 def test_random_targets_are_attacked_repeatably(conv: Any, pixels: Any) -> None:
@@ -368,6 +369,44 @@ def test_random_targets_are_attacked_repeatably(conv: Any, pixels: Any) -> None:
     ]
     assert torch.equal(runs[0].images, runs[1].images)
     assert not torch.equal(runs[0].images, runs[2].images)
+
+
+class Coin(Purifier):
+    """Shows the classifier the negative of an image, with a chance."""
+
+    name = "coin"
+    stochastic = True
+
+    def __init__(self, *, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, images: Tensor, *, ctx: Context) -> Purified:
+        shown = torch.where(ctx.uniform("coin", (1, 1, 1)) < self.chance, 1 - images, images)
+        return Purified(shown, shown)
+
+
+@pytest.mark.parametrize(("chance", "draws"), [(1.0, 4), (1.0, 20), (0.7, 20)])
+def test_an_image_of_a_random_target_leaves_by_a_clear_vote(
+    conv: Any, pixels: Any, chance: float, draws: int
+) -> None:
+    """Most draws are wrong from the start; only where all of nine or more are, an image leaves.
+
+    A plain majority stops at the boundary, where the next draws undo the attack.
+    """
+    net, images = conv(), pixels(24)
+    with torch.no_grad():
+        labels = net(images).argmax(1)
+        keep = net(1 - images).argmax(1) != labels
+    count = int(keep.sum())
+    assert count >= 2
+    defense = Defense(net, purifier=Coin(chance=chance))
+    found = attack(
+        defense, images[keep], labels[keep], Linf(1e-4), "first-success", steps=3, draws=draws
+    )
+    # A vote on the unperturbed image, three gradients, and one draw at the end.
+    spent = max(draws, VOTES) + (0 if chance == 1 else 3 * draws) + 1
+    assert found.queries.tolist() == [spent] * count
 
 
 def test_draws_cost_nothing_where_nothing_is_random(conv: Any, counted: Any, pixels: Any) -> None:

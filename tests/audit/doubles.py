@@ -19,6 +19,7 @@ from unperturb.attacks import FirstOrder
 from unperturb.context import Context
 from unperturb.data.digits import digits_arrays
 from unperturb.defense import Defense
+from unperturb.presets import tpap
 from unperturb.purifiers import Purified, Purifier
 from unperturb.threat import Linf
 
@@ -153,7 +154,7 @@ FGSM = FirstOrder(name="fgsm", steps=1, step_size=1.0, draws=2)
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
-    """Arguments of the audit that the tests of repeatability run: 27 units of 8 images.
+    """Arguments of the audit that the tests of repeatability run: 48 units of 8 images.
 
     The defense is random, and one of the attacks begins at random points.
     """
@@ -171,11 +172,30 @@ def arguments(**changes: Any) -> dict[str, Any]:
     return {**found, **changes}
 
 
+def standard(**changes: Any) -> dict[str, Any]:
+    """Arguments of an audit by every attack of the suite ``standard``, probes included."""
+    images, labels = digits(16)
+    found: dict[str, Any] = {
+        "defense": tpap(linear_net()),
+        "images": images,
+        "labels": labels,
+        "threat": Linf(EPS),
+        "attacks": "standard",
+        "attackers": ("oblivious", "adaptive"),
+        "batch_size": 8,
+        "probe_images": 8,
+    }
+    return {**found, **changes}
+
+
+KINDS = {"usual": arguments, "standard": standard}
+
+
 if __name__ == "__main__":
     # The module by its own name, so that worker processes find its classes too.
-    from audit.doubles import arguments as named
+    from audit.doubles import KINDS as named
     from unperturb.audit import audit
 
     torch.set_num_threads(int(sys.argv[3]))
     print("ready", flush=True)  # noqa: T201
-    print(audit(**named(out=sys.argv[1], workers=int(sys.argv[2]))).digest)  # noqa: T201
+    print(audit(**named[sys.argv[4]](out=sys.argv[1], workers=int(sys.argv[2]))).digest)  # noqa: T201

@@ -1,17 +1,20 @@
-"""Each red flag is raised by a case made for it, and by no honest net."""
+"""Red flags: their thresholds, what they say, and that honest nets raise none.
+
+That each is raised by a masked model is tested in ``test_masked_models.py``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from audit.doubles import Blind, Rounding, conv_net, digits, linear_net
+from audit.doubles import conv_net, digits, linear_net
 from unperturb.audit import AuditResult, audit
-from unperturb.audit.red_flags import EFFECT, SIGNIFICANCE, Evidence, find_flags
+from unperturb.audit.red_flags import EFFECT, SIGNIFICANCE, Evidence, Gradients, find_flags
 from unperturb.audit.summary import summarize
 from unperturb.classifiers import as_classifier
 from unperturb.classifiers.base import Origin
@@ -26,8 +29,8 @@ def ids(result: AuditResult) -> list[str]:
     return [flag["id"] for flag in result.summary["flags"]]
 
 
-def run(subject: nn.Module, eps: float = 0.1, **changes: Any) -> AuditResult:
-    images, labels = digits(COUNT)
+def run(subject: nn.Module, eps: float = 0.1, count: int = COUNT, **changes: Any) -> AuditResult:
+    images, labels = digits(count)
     arguments = {"threat": Linf(eps), "attacks": "fgsm,pgd-5", **changes}
     return audit(subject, images, labels, **arguments)
 
@@ -44,107 +47,28 @@ def test_an_honest_net_raises_none(net: Any) -> None:
 def test_a_defense_that_does_nothing_raises_none() -> None:
     found = run(Defense(conv_net()))
     assert ids(found) == []
-    assert [gain["difference"] for gain in found.summary["gains"]] == [0, 0, 0, 0]
+    # Random starts differ between the two, and the defense is attacked by one gradient more.
+    assert all(abs(gain["difference"]) < 0.04 for gain in found.summary["gains"])
     assert "adds no robustness that can be told from zero" in found.summary["lesson"]
 
 
 def test_an_attack_that_is_too_small_to_hurt() -> None:
-    found = run(linear_net(), eps=1e-5)
+    assert ids(run(linear_net(), eps=1e-5)) == [], "on few images an honest attack may break none"
+    found = run(linear_net(), eps=1e-5, count=128)
     assert set(ids(found)) == {"attack-does-nothing"}
     evidence = [flag["evidence"] for flag in found.summary["flags"]]
     assert any(words.startswith("pgd-5, adaptive: accuracy") for words in evidence)
     assert len(evidence) == 4
 
 
-def test_masked_gradients_are_zero_gradients() -> None:
-    found = run(Rounding(linear_net()))
-    assert "zero-gradients" in ids(found)
-    flag = next(f for f in found.summary["flags"] if f["id"] == "zero-gradients")
-    assert "at most steps of" in flag["evidence"]
-    assert "not attacked at all" in flag["meaning"]
-
-
-class Wavy(nn.Module):
-    """A net whose gradient has its sign turned where an iterated attack would arrive.
-
-    Near the clean image the gradient is honest; a step size below the full one moves into a
-    region in which the pixels are read as they were, so that only the whole step does harm.
-    """
-
-    def __init__(self, net: nn.Module, origin: Tensor, width: float) -> None:
-        super().__init__()
-        self.net, self.width = net, width
-        self.register_buffer("origin", origin)
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        # Which of the known images this is: the nearest one.
-        flat, known = images.flatten(1), self.origin.flatten(1)
-        nearest = known[torch.cdist(flat.detach(), known).argmin(1)].view_as(images)
-        delta = images - nearest
-        far = (delta.abs() > self.width).to(images.dtype)
-        honest = self.net(images)
-        masked = self.net(nearest + far * delta - (1 - far) * delta)
-        return torch.where(delta.flatten(1).abs().amax(1, keepdim=True) == 0, honest, masked)
-
-
-def test_one_step_beats_an_iterated_attack() -> None:
-    images, _ = digits(COUNT)
-    net = Wavy(linear_net(), images, 0.09)
-    found = run(net, attacks="fgsm,bim-2", attackers=("oblivious",))
-    by = {row["attack"]: row["cells"]["target"]["oblivious"] for row in found.summary["table"]}
-    assert by["fgsm"]["accuracy"] < by["bim-2"]["accuracy"] - 0.1
-    assert "one-step-beats-iterative" in ids(found)
-    flag = next(f for f in found.summary["flags"] if f["id"] == "one-step-beats-iterative")
-    assert "oblivious attacker: accuracy under fgsm and bim-2" in flag["evidence"]
-
-
-def test_transfer_beats_an_adaptive_attacker_without_gradients() -> None:
-    found = run(Defense(linear_net(), purifier=Blind()))
-    assert {"transfer-beats-adaptive", "zero-gradients"} <= set(ids(found))
-    by = found.summary["target"]["worst_by_attacker"]
-    assert by["oblivious"]["accuracy"] < by["adaptive"]["accuracy"]
-    # The headline is not taken in.
-    assert found.worst_case_accuracy == by["oblivious"]["accuracy"]
-
-
-def test_saturated_logits_have_zero_gradients() -> None:
-    honest, saturated = run(linear_net()), run(linear_net(scale=1e6))
-    assert saturated.clean_accuracy == honest.clean_accuracy
-    assert "zero-gradients" in ids(saturated)
-    assert honest.worst_case_accuracy is not None
-    assert saturated.worst_case_accuracy is not None
-    assert saturated.worst_case_accuracy > honest.worst_case_accuracy + 0.1, "it looks robust"
-    # The margin does not saturate: the same attack with it finds what is there.
-    margin = run(linear_net(scale=1e6), attacks="fgsm?loss=margin,pgd-5?loss=margin")
-    assert "zero-gradients" not in ids(margin)
-
-
-class Rooted(nn.Module):
-    """Adds nothing, with a gradient that is not a number."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        nothing = (images * 0).sum((1, 2, 3)).sqrt()[:, None]
-        return self.net(images) + nothing  # type: ignore[no-any-return]
-
-
-def test_gradients_that_are_not_numbers() -> None:
-    found = run(Rooted(linear_net()))
-    assert "nan-gradients" in ids(found)
-    flag = next(f for f in found.summary["flags"] if f["id"] == "nan-gradients")
-    assert flag["title"] == "Gradients are not a number"
-
-
 @pytest.mark.parametrize(("zeros", "told"), [(2, False), (3, False), (4, True), (6, True)])
 def test_most_gradients_are_counted_over_all_restarts(zeros: int, told: bool) -> None:
     found = run(linear_net(), attacks="fgsm,pgd-2?restarts=3", attackers=("adaptive",))
     attacked = found.rows["attack"] == "pgd-2?restarts=3"
-    rows = {**found.rows, "zero_gradients": np.where(attacked, zeros, 0)}
+    held = found.rows["correct"][attacked]
+    assert held.sum() > 7, "enough images withstand it"
+    counts = {"gradients": 6, "zero_gradients": zeros}
+    rows = {**found.rows, **{n: np.where(attacked, count, 0) for n, count in counts.items()}}
     timings = found.store.timings(found.units)
     summary = summarize(found.plan, rows, found.units, timings, digest=None, cost=None)
     assert ("zero-gradients" in [flag["id"] for flag in summary["flags"]]) is told
@@ -214,13 +138,79 @@ def test_the_strongest_iterated_attack_is_the_opponent() -> None:
     assert find_flags(weak_beside_strong) == []
 
 
-def test_a_share_of_one_point_of_dead_gradients_is_told() -> None:
-    for share, told in ((0.009, False), (0.01, True)):
-        found = find_flags(
-            Evidence({}, {}, {("target", "pgd", "adaptive"): (share, 0.0)}, {"target": "it"},
-                     "identity", {})
-        )  # fmt: skip
-        assert [f.id for f in found] == (["zero-gradients"] if told else [])
+@pytest.mark.parametrize(("n", "dead", "told"), [(100, 7, False), (100, 8, True),
+                                                 (1000, 9, False), (1000, 10, True)])  # fmt: skip
+@pytest.mark.parametrize("kind", ["zero", "nan"])
+def test_dead_gradients_are_told_by_both_thresholds(
+    kind: str, n: int, dead: int, told: bool
+) -> None:
+    # Eight images are what McNemar's test needs, and ten what a point of a thousand is.
+    held, none = right(n // 2, n), right(0, n)
+    some = right(dead, n)
+    seen = Gradients(held, some if kind == "zero" else none, some if kind == "nan" else none)
+    found = find_flags(
+        replace(evidence(), answers={}, gradients={("target", "pgd", "adaptive"): seen})
+    )
+    assert [f.id for f in found] == ([f"{kind}-gradients"] if told else [])
+    if told:
+        assert found[0].numbers["share"] == dead / n
+
+
+def test_black_box_attacks_have_opponents_of_their_own() -> None:
+    clean = right(900)
+
+    def flagged(**answers: np.ndarray[Any, Any]) -> list[str]:
+        found = replace(evidence(**answers), access={"square": "scores", "hsj": "labels"})
+        return [f.id for f in find_flags(found)]
+
+    assert flagged(square=right(400), pgd=right(420)) == ["black-box-beats-white-box"]
+    assert flagged(square=right(420), pgd=right(400)) == []
+    # All white-box attacks together are the opponent.
+    ends = clean & ~right(500)
+    assert flagged(square=right(400), pgd=right(500), mim=ends) == []
+    assert flagged(hsj=right(400), square=right(600), pgd=right(420)) == [
+        "black-box-beats-white-box"
+    ]
+    # An attack that sees nothing may do nothing: that is a matter of queries.
+    blind = {("target", "none", "clean"): clean, ("target", "adaptive", "square"): clean}
+    found = replace(evidence(), answers=blind, access={"square": "scores"})
+    assert find_flags(found) == []
+
+
+@pytest.mark.parametrize("name", ["huge", "probe-more-steps", "probe-more-draws"])
+def test_probes_are_told_by_both_thresholds(name: str) -> None:
+    ids = {"huge": "accuracy-at-huge-eps", "probe-more-steps": "more-steps-lower-accuracy",
+           "probe-more-draws": "more-draws-lower-accuracy"}  # fmt: skip
+
+    def flagged(weak: np.ndarray[Any, Any], strong: np.ndarray[Any, Any]) -> list[str]:
+        probes = {("target", name): strong, ("target", "probe"): weak}
+        if name == "huge":
+            probes = {("target", "huge"): weak & ~strong}
+        found = find_flags(replace(evidence(), answers={}, probes=probes, huge="0.5"))
+        assert all(f.numbers["n"] == len(weak) for f in found)
+        return [f.id for f in found]
+
+    assert flagged(right(40, 100), right(32, 100)) == [ids[name]]
+    assert flagged(right(40, 100), right(33, 100)) == [], "seven images, p = 0.016"
+    assert flagged(right(409), right(400)) == [], "less than a point"
+    assert flagged(right(410), right(400)) == [ids[name]]
+    assert flagged(right(400), right(400)) == []
+
+
+def test_the_ignorant_attacker_needs_a_defense_to_ignore() -> None:
+    answers = {
+        ("target", "oblivious", "pgd"): right(300),
+        ("target", "adaptive", "pgd"): right(400),
+    }
+    alone = replace(evidence(), answers=answers)
+    assert find_flags(alone) == []
+    defended = replace(alone, subjects={"target": "it", "baseline": "bare"})
+    (flag,) = find_flags(defended)
+    assert flag.id == "transfer-beats-adaptive"
+    assert flag.to_dict()["numbers"]["first"] == 0.3
+    # A worst case that was selected and scored apart takes the place of a plain conjunction.
+    chosen = {("target", "oblivious", "any"): right(410), ("target", "adaptive", "any"): right(400)}
+    assert find_flags(replace(defended, worst=chosen)) == []
 
 
 def test_tpap_around_a_network_whose_card_says_standard() -> None:

@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 import unperturb
-from audit.doubles import DiesInWorkers, arguments, conv_net, digits
+from audit.doubles import KINDS, DiesInWorkers, arguments, conv_net, digits, standard
+from unperturb.attacks import resolve_attacks
 from unperturb.audit import AuditResult, audit, merge, read_result
 from unperturb.audit import run as engine
 from unperturb.errors import ConfigError, OutputError, RecordError, UnperturbError
 from unperturb.presets import tpap
 from unperturb.threat import Linf
 
-UNITS = 27
+UNITS = 48
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +34,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
     return audit(**arguments(out=tmp_path_factory.mktemp("whole")))
 
 
-def started(out: Path, *, workers: int = 1) -> subprocess.Popen[str]:
+def started(out: Path, *, workers: int = 1, kind: str = "usual") -> subprocess.Popen[str]:
     """The same audit in a process of its own, past its imports."""
     tests = Path(__file__).parents[1]
     paths = [str(Path(unperturb.__file__).parents[1]), str(tests), os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "audit.doubles"),
-            *(str(out), str(workers), str(torch.get_num_threads())),
+            *(str(out), str(workers), str(torch.get_num_threads()), kind),
         ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
@@ -73,14 +74,14 @@ def temporaries(out: Path) -> list[Path]:
     return list(out.rglob("*.tmp"))
 
 
-def kill_and_resume(out: Path, kills: int, whole: AuditResult) -> None:
-    chance = random.Random(kills)
+def kill_and_resume(out: Path, kills: int, whole: AuditResult, kind: str = "usual") -> None:
+    chance, units = random.Random(kills), len(whole.units)
     kept: dict[str, tuple[int, int]] = {}
     for number in range(kills):
-        room = UNITS - 1 - len(finished(out))
+        room = units - 1 - len(finished(out))
         # Up to this many units more before the kill, at any moment within a unit.
         more = chance.randint(0, max(0, min(room, 2 * room // (kills - number))))
-        process = started(out)
+        process = started(out, kind=kind)
         aim = len(kept) + more
         wait_until(lambda aim=aim, p=process: len(finished(out)) >= aim or p.poll() is not None)
         time.sleep(chance.uniform(0, 0.15))
@@ -90,7 +91,7 @@ def kill_and_resume(out: Path, kills: int, whole: AuditResult) -> None:
         now = finished(out)
         assert kept.items() <= now.items(), "a finished unit was done again"
         kept = now
-    found = audit(**arguments(out=out))
+    found = audit(**KINDS[kind](out=out))
     assert found.complete
     assert found.digest == whole.digest
     assert kept.items() <= finished(out).items(), "a finished unit was done again"
@@ -110,6 +111,14 @@ def test_three_kills_leave_an_equal_digest(tmp_path: Path, whole: AuditResult) -
 @pytest.mark.slow
 def test_twenty_kills_leave_an_equal_digest(tmp_path: Path, whole: AuditResult) -> None:
     kill_and_resume(tmp_path / "out", 20, whole)
+
+
+@pytest.mark.slow
+def test_twenty_kills_over_every_attack_of_standard(tmp_path: Path) -> None:
+    whole = audit(**standard(out=tmp_path / "whole"))
+    ran = {unit.attack for unit in whole.units if unit.kind == "attack"}
+    assert ran == {attack.name for attack in resolve_attacks("standard")}
+    kill_and_resume(tmp_path / "out", 20, whole, "standard")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
@@ -206,7 +215,7 @@ def test_a_part_of_the_shards_is_incomplete_and_can_be_completed(
     assert not part.complete
     assert part.digest is None
     assert part.worst_case_accuracy is None, "no image has been met by every attack"
-    assert part.summary["left_out"][0] == "9 of 27 units are not done"
+    assert part.summary["left_out"][0] == "16 of 48 units are not done"
     rows = finished(out)
     # What is left can be merged in later, or simply be run.
     assert merge(shards[3][2:], out).digest == whole.digest

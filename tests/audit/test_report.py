@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from audit.rich import make_rich
 from audit.summaries import acc, make_cases, make_summary, only_oblivious, without_defense
 from unperturb.audit import report_text as words
 from unperturb.audit.report import (
@@ -26,7 +27,7 @@ from unperturb.audit.report import (
 from unperturb.errors import InputError, OutputError, RecordError
 
 EVIL = "<script>alert(1)</script>|`x`&\"'"
-VOID = {"meta", "img", "br", "rect", "line"}
+VOID = {"meta", "img", "br", "rect", "line", "polyline", "polygon", "circle"}
 
 
 class Page(HTMLParser):
@@ -86,6 +87,59 @@ def evil_summary() -> dict[str, Any]:
     return summary
 
 
+def hollow() -> dict[str, Any]:
+    """All that may be None or empty is."""
+    summary = make_rich()
+    for entry in (*summary["own"], *summary["minimal"]):
+        entry["cells"] = {"baseline": {"oblivious": None}, "target": {}}
+    summary["own"].append({"attack": "fwa", "cells": {"target": {"adaptive": {
+        "accuracy": acc(1), "measure": None, "median_linf": None, "median_l2": None,
+    }}}})  # fmt: skip
+    for row in summary["random"]["rows"]:
+        row.update(single=None, worst_of_n=None, majority=None)
+    summary["random"]["selection_draws"] = None
+    summary["rejection"].update(
+        baseline_wrong=None, gain=None, false_positive_rate=None, right_unflagged_clean=None,
+        wrong_unflagged={"clean": None, "worst_case": None, "worst_by_attacker": {}},
+    )  # fmt: skip
+    summary["detection"].update(threshold=None, false_positive_rate=None)
+    for entry in summary["detection"]["by_attack"]:
+        entry.update(auroc=None, tpr=None, roc=[], successful={"n": 0, "auroc": None, "tpr": None})
+    for found in summary["control"]["subjects"].values():
+        found["wrong_when_clean"] = {"n": 0, "true_label": None, "predicted_label": None}
+    for entry in summary["benign"]:
+        entry.update(baseline=None, difference=None, changed=None)
+    summary["failed_attacks"][0].update(n=0, target_wrong=None)
+    summary["curves"]["huge"] = {"eps": 0.5, "eps_text": "0.5", "target": None, "baseline": None}
+    summary["curves"]["series"][0]["points"] = []
+    summary["outside"][0].update(checks=None, baseline=None, only_outside=[], only_outside_count=0)
+    summary["target"]["worst_case_8bit"] = summary["baseline"]["worst_case_8bit"] = None
+    summary["cost"].update(target_peak_mb=None, baseline_peak_mb=None, memory_ratio=None)
+    return summary
+
+
+def evil_rich() -> dict[str, Any]:
+    """The same of all that the second schema added."""
+    summary = make_rich()
+    summary.update(suite=EVIL)
+    for entry in (*summary["worst_of"], *summary["own"], *summary["minimal"]):
+        entry["attack"] = EVIL
+    for entry in summary["detection"]["by_attack"]:
+        entry.update(attack=EVIL, backward=EVIL, goal=EVIL)
+    summary["detection"].update(name=EVIL)
+    summary["control"]["attack"] = EVIL
+    summary["benign"][0]["name"] = summary["failed_attacks"][0]["attack"] = EVIL
+    summary["random"]["rows"][1]["what"] = EVIL
+    for entry in summary["curves"]["series"]:
+        entry["attack"] = EVIL
+        for point in entry["points"]:
+            point["eps_text"] = EVIL
+    summary["curves"]["huge"]["eps_text"] = EVIL
+    summary["outside"][0].update(name=EVIL, only_outside=[EVIL], checks={"note": EVIL})
+    summary["cost"]["memory_note"] = EVIL
+    return summary
+
+
 def variants() -> dict[str, dict[str, Any]]:
     summary = make_summary()
     lone = only_oblivious(summary)
@@ -108,6 +162,11 @@ def variants() -> dict[str, dict[str, Any]]:
         "incomplete": cut,
         "nothing": nothing,
         "evil": evil_summary(),
+        "rich": make_rich(),
+        "rich, no defense": without_defense(make_rich()),
+        "rich, oblivious only": only_oblivious(make_rich()),
+        "rich and evil": evil_rich(),
+        "rich and hollow": hollow(),
     }
 
 
@@ -196,12 +255,13 @@ def test_published_attacks_stay_visible_beside_the_worst_case() -> None:
     assert re.search(r"by attack: fgsm 30\.5% pgd-20 0\.2% mim-10 1\.1%", text)
 
 
-def test_hostile_text_is_shown_and_never_obeyed() -> None:
-    summary = evil_summary()
+@pytest.mark.parametrize("make", [evil_summary, evil_rich])
+def test_hostile_text_is_shown_and_never_obeyed(make: Any) -> None:
+    summary = {**make(), "command": EVIL}
     cases = make_cases()
     text = render_html(summary, cases)
     assert "<script" not in text
-    assert text.count("&lt;script&gt;") > 30
+    assert text.count("&lt;script&gt;") > 20
     assert EVIL in "".join(Page(text).words)
     markdown = render_markdown(summary)
     fence = markdown[markdown.index("\n```") :].split("\n```")[1]
@@ -329,7 +389,9 @@ def test_json_refuses_nan_with_a_message() -> None:
 
 @pytest.mark.parametrize("render", [render_markdown, render_json, terminal_table])
 def test_another_schema_is_refused(render: Any) -> None:
-    with pytest.raises(RecordError, match=r"schema_version 9\. Expected: schema_version 1\. Fix"):
+    with pytest.raises(
+        RecordError, match=r"schema_version 9\. Expected: schema_version 1 or 2\. Fix"
+    ):
         render({**make_summary(), "schema_version": 9})
 
 

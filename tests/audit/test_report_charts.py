@@ -19,7 +19,7 @@ from unperturb.audit import charts
 from unperturb.audit import report_text as words
 from unperturb.audit.cases import Case, CaseView
 from unperturb.audit.report import render_html
-from unperturb.audit.report_html import data_uri, perturbation_factor
+from unperturb.audit.report_pictures import data_uri, perturbation_factor
 from unperturb.errors import InputError
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -190,10 +190,10 @@ def test_large_samples_get_a_second_decimal() -> None:
 def test_settings_text_names_what_differs_from_plain() -> None:
     settings = {
         "name": "x", "steps": 40, "step_size": 0.25, "momentum": 1.0, "random_start": True,
-        "restarts": 3, "loss": "margin", "draws": 10, "bound": 0.05,
+        "restarts": 3, "loss": "margin", "draws": 10, "flow_bound": 0.05,
     }  # fmt: skip
     assert words.settings_text(settings) == (
         "40 steps of 0.25 eps, random start, momentum 1, restarts 3, draws 10, loss margin, "
-        "bound 0.05"
+        "flow bound 0.05"
     )
     assert "draws" not in words.settings_text(settings, random=False)

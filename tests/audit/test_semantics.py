@@ -34,7 +34,7 @@ from unperturb.audit.report import terminal_table
 from unperturb.classifiers import as_classifier
 from unperturb.context import Context
 from unperturb.defense import Defense
-from unperturb.errors import AttackError, ConfigError, InputError
+from unperturb.errors import AttackError, InputError
 from unperturb.presets import tpap
 from unperturb.purifiers import Purified, Purifier
 from unperturb.randomness import Keys
@@ -45,7 +45,7 @@ SMALL = 0.07
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
-    """A deterministic defense under both attackers, every image kept."""
+    """A deterministic defense under both attackers, every image kept; without probes."""
     images, labels = digits(30)
     return audit(
         tpap(conv_net(), radius=0.1), images, labels, threat=Linf(SMALL), attacks="fgsm,pgd-4",
@@ -56,6 +56,8 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
 def column(result: AuditResult, name: str, **where: Any) -> dict[str, Any]:
     """Image id to the value of a column, of the one row that ``where`` leaves."""
     rows = result.rows
+    if where.get("attacker") == "oblivious":
+        where = {"goal": "wrong", **where}  # and not the control for label leaking
     mask = np.logical_and.reduce([rows[key] == value for key, value in where.items()])
     found = dict(zip(rows["image_id"][mask], rows[name][mask], strict=True))
     assert len(found) == mask.sum() == len(result.plan["ids"])
@@ -64,6 +66,7 @@ def column(result: AuditResult, name: str, **where: Any) -> dict[str, Any]:
 
 def kept(result: AuditResult, **where: Any) -> Tensor:
     """All images of an attack, in the plan's order."""
+    where = {"goal": "wrong", **where}
     units = [u for u in result.units if all(getattr(u, k) == v for k, v in where.items())]
     parts = [load_file(result.store.pixels_path(unit))["images"] for unit in units]
     found = torch.cat(parts)
@@ -139,6 +142,7 @@ def test_hashes_are_those_of_the_kept_images(audited: AuditResult) -> None:
         ("oblivious", "baseline", "exact"),
         ("adaptive", "target", "identity"),
         ("adaptive", "target", "smoothed-sign"),
+        ("adaptive", "target", "undefended"),
         ("adaptive", "baseline", "exact"),
     ]:
         where = {"attack": "pgd-4", "attacker": attacker, "subject": subject, "backward": backward}
@@ -210,13 +214,19 @@ def test_the_worst_images_are_in_the_ball_and_wrong_where_the_record_says_so(
         assert json.loads(stored.metadata()["ids"]) == worst_kept.plan["ids"]
     for position, image in enumerate(worst_kept.plan["ids"]):
         tried = {
-            (rows["attack"][i], rows["backward"][i]): (not rows["correct"][i], rows["margin"][i])
+            (rows["attack"][i], rows["backward"][i], rows["goal"][i]): (
+                not rows["correct"][i], rows["margin"][i],
+            )
             for i in np.flatnonzero(mask & (rows["image_id"] == image))
-        }
-        assert len(tried) == (2 if attacker == "oblivious" else 4)
-        name, backward = choice["attack"][position], choice["backward"][position]
-        assert tried[(name, backward)] == max(tried.values()), "wrong, and by the greatest margin"
+        }  # fmt: skip
+        # One oblivious attack is also the control, away from the predicted label.
+        assert len(tried) == (3 if attacker == "oblivious" else 6)
+        name, backward, goal = (choice[k][position] for k in ("attack", "backward", "goal"))
+        assert tried[(name, backward, goal)] == max(tried.values()), (
+            "wrong, and by the greatest margin"
+        )
         where = mask & (rows["attack"] == name) & (rows["backward"] == backward)
+        where &= rows["goal"] == goal
         assert rows["pixels"][where & (rows["image_id"] == image)] == [sha(worst[position])]
 
 
@@ -226,7 +236,7 @@ def test_dropped_images_are_gone_and_all_images_are_there(
     images, labels = digits(30)
     for unit in worst_kept.units:
         path = worst_kept.store.pixels_path(unit)
-        assert path.exists() == (unit.start == 0)
+        assert path.exists() == (unit.start == 0 and unit.kind != "benign")
         if path.exists():
             assert "images" not in load_file(path)
     assert not (audited.store.folder / "images").exists()
@@ -305,14 +315,16 @@ def test_a_defense_that_answers_at_random_a_tenth_of_the_time() -> None:
     assert any("most of 10 fresh draws" in note for note in found.summary["notes"])
 
 
-def test_scoring_uses_no_draw_an_attack_was_optimized_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, set[tuple[str, int, int]]] = {"attack": set(), "score": set()}
+def test_scoring_uses_no_draw_an_attack_was_optimized_or_selected_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, set[tuple[str, int, int]]] = {"attack": set(), "select": set(), "score": set()}
     honest = Keys._words
 
     def watched(self: Keys, stage: str, *rest: Any) -> Any:
         if self.domain != "fresh":  # the measurement of cost, which scores nothing
-            kind = "score" if self.domain == "score" else "attack"
-            assert kind == "score" or self.domain.startswith("attack/")
+            kind = self.domain if self.domain in ("select", "score") else "attack"
+            assert kind != "attack" or self.domain.startswith(("attack/", "benign/"))
             pairs = zip(self.images.tolist(), self.draws.tolist(), strict=True)
             seen[kind] |= {(self.domain, image, draw) for image, draw in pairs}
         return honest(self, stage, *rest)
@@ -320,8 +332,9 @@ def test_scoring_uses_no_draw_an_attack_was_optimized_on(monkeypatch: pytest.Mon
     monkeypatch.setattr(Keys, "_words", watched)
     audit(**arguments(batch_size=24))
     assert len(seen["attack"]) > 100
-    assert len(seen["score"]) == 24 * 3
-    assert not seen["attack"] & seen["score"]
+    assert len(seen["score"]) == len(seen["select"]) == 24 * 3
+    assert not seen["attack"] & (seen["score"] | seen["select"])
+    assert not seen["score"] & seen["select"]
 
 
 def test_a_defense_that_is_not_random_is_scored_once() -> None:
@@ -329,7 +342,9 @@ def test_a_defense_that_is_not_random_is_scored_once() -> None:
     found = audit(tpap(linear_net()), images, labels, threat=Linf(EPS), attacks="fgsm",
                   scoring_draws=7)  # fmt: skip
     assert set(found.rows["draw"]) == {0}
+    assert set(found.rows["purpose"]) == {"score"}
     assert found.plan["settings"]["scoring_draws"] == 1
+    assert found.summary["random"] is None
 
 
 # -- what is told -------------------------------------------------------------------------------
@@ -338,8 +353,9 @@ def test_a_defense_that_is_not_random_is_scored_once() -> None:
 def test_the_short_object(audited: AuditResult) -> None:
     found = audited.to_json()
     issue = {"clean_accuracy", "worst_case_accuracy", "baseline", "attacks"}
-    # Beyond them only whether that is all of the audit, and its digest.
-    assert found.keys() == issue | {"complete", "digest"}
+    # Beyond them only whether that is all of the audit, what is not, and its digest.
+    assert found.keys() == issue | {"complete", "left_out", "digest"}
+    assert found["left_out"] == []
     assert found["baseline"].keys() == {"clean_accuracy", "worst_case_accuracy"}
     for attack in found["attacks"]:
         assert list(attack) == [
@@ -351,7 +367,8 @@ def test_the_short_object(audited: AuditResult) -> None:
         (name, attacker, backward)
         for name in ("fgsm", "pgd-4")
         for attacker, backward in (
-            ("oblivious", "exact"), ("adaptive", "identity"), ("adaptive", "smoothed-sign")
+            ("oblivious", "exact"), ("adaptive", "identity"), ("adaptive", "smoothed-sign"),
+            ("adaptive", "undefended"),
         )
     }  # fmt: skip
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -375,8 +392,16 @@ def test_a_classifier_by_itself() -> None:
 def test_a_classifier_against_another() -> None:
     images, labels = digits(20)
     common: dict[str, Any] = {"threat": Linf(0.1), "attacks": "fgsm", "baseline": conv_net()}
-    with pytest.raises(ConfigError, match="the oblivious attacker would attack that one"):
-        audit(linear_net(), images, labels, **common)
+    both = audit(linear_net(), images, labels, **common)
+    # Images made on another network say nothing: each is attacked where it is undefended.
+    for subject, net in (("target", linear_net()), ("baseline", conv_net())):
+        keys = Keys.of(0, both.plan["ids"], domain=f"attack/fgsm/oblivious/{subject}/exact")
+        made = make_attack("fgsm").run(
+            Surface(as_classifier(net)), images, labels, threat=Linf(0.1), keys=keys, stop="fixed"
+        )
+        hashes = column(both, "pixels", attack="fgsm", attacker="oblivious", subject=subject)
+        assert [hashes[i] for i in both.plan["ids"]] == [sha(image) for image in made.images]
+    assert both.summary["failed_attacks"] == [], "those of one say nothing about the other"
     found = audit(linear_net(), images, labels, attackers=["adaptive"], **common)
     right = {n: (net(images).argmax(1) == labels).float().mean() for n, net in
              (("target", linear_net()), ("baseline", conv_net()))}  # fmt: skip
@@ -424,12 +449,41 @@ def test_an_audit_without_an_informed_attacker_says_so() -> None:
     assert "oblivious attacker only" in terminal_table(found.summary)
 
 
+@pytest.mark.parametrize("defended", [True, False])
+def test_attacks_with_a_bound_of_their_own_leave_no_worst_case(defended: bool) -> None:
+    images, labels = digits(4)
+    target = tpap(linear_net()) if defended else linear_net()
+    found = audit(target, images, labels, threat=Linf(EPS), attacks="stadv-1")
+    assert found.complete
+    assert found.worst_case_accuracy is None
+    told = found.summary["lesson"]
+    assert "No attack of the threat model was run, so there is no worst case." in told
+    assert "not run" not in told
+    assert "not known" not in told
+    assert "worst attack" not in told
+    if not defended:
+        assert "The classifier answers 100.0% of clean images correctly. No attack" in told
+
+
+def test_a_cut_audit_does_not_say_that_nothing_was_planned(tmp_path: Path) -> None:
+    images, labels = digits(8)
+    for name, target in (("bare", linear_net()), ("defended", tpap(linear_net()))):
+        found = audit(target, images, labels, threat=Linf(EPS), attacks="fgsm",
+                      out=tmp_path / name, shard=(1, 2))  # fmt: skip
+        assert found.worst_case_accuracy is None
+        assert "not known" in found.summary["lesson"]
+        assert "No attack of the threat model" not in found.summary["lesson"]
+    missing = audit(linear_net(), images, labels, threat=Linf(EPS), attacks="fgsm",
+                    out=tmp_path / "later", shard=(2, 2))  # fmt: skip
+    assert "What the classifier answers on clean images is not known" in missing.summary["lesson"]
+
+
 def test_only_one_attacker() -> None:
     images, labels = digits(8)
     for attacker in ("oblivious", "adaptive"):
         found = audit(tpap(linear_net()), images, labels, threat=Linf(EPS), attacks="fgsm",
                       attackers=[attacker])  # fmt: skip
-        assert set(found.rows["attacker"]) == {"none", attacker}
+        assert set(found.rows["attacker"]) == {"none", "benign", attacker}
         assert list(found.summary["target"]["worst_by_attacker"]) == [attacker]
         assert found.complete
 
@@ -458,12 +512,13 @@ def test_a_time_budget_cuts_and_says_what_was_left_out(
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_do", slow)
         patch.setattr(engine, "time", Time)
-        cut = audit(**arguments(out=tmp_path, time_budget=115.0))
-    # The first block of 8 images has 9 units and is done, the second has begun.
+        cut = audit(**arguments(out=tmp_path, time_budget=175.0))
+    # The first block of 8 images has 15 units and is done, the second has begun.
     assert not cut.complete
     assert cut.digest is None
     assert cut.to_json()["complete"] is False
-    assert cut.summary["left_out"] == ["15 of 27 units are not done", "images 8-15, 16-23"]
+    assert cut.to_json()["left_out"] == cut.summary["left_out"]
+    assert cut.summary["left_out"] == ["27 of 45 units are not done", "images 8-15, 16-23"]
     assert cut.summary["target"]["clean"]["n"] == 16
     assert cut.summary["target"]["worst_case"]["n"] == 8, "only images that met every attack"
     assert not (tmp_path / "manifest.json").exists()
@@ -490,7 +545,7 @@ def test_an_attack_that_was_not_begun_is_not_passed_over(tmp_path: Path) -> None
     cells = {row["attack"]: row["cells"]["target"]["adaptive"] for row in found.summary["table"]}
     assert cells["pgd-3"] is None, "one of its two gradients is missing"
     assert cells["fgsm"] is not None
-    assert "not run" in found.summary["lesson"]
+    assert "the worst case is not known with the defense and" in found.summary["lesson"]
 
 
 def test_a_shard_without_the_clean_images_can_be_read(tmp_path: Path) -> None:
@@ -509,8 +564,8 @@ def test_the_preview_counts_what_is_left(tmp_path: Path) -> None:
     audit(**arguments(out=tmp_path, announce=told.append))
     audit(**arguments(out=tmp_path, announce=told.append))
     assert len(told) == 2, "nothing is announced where nothing is to do"
-    assert told[0].startswith("9 units of work; the rest takes at most about ")
-    assert told[1].startswith("27 units of work, 9 are done; the rest takes at most about ")
+    assert told[0].startswith("15 units of work; the rest takes at most about ")
+    assert told[1].startswith("45 units of work, 15 are done; the rest takes at most about ")
 
 
 # -- what is left alone, and what is refused ----------------------------------------------------
@@ -576,9 +631,9 @@ def test_wrong_input_is_told() -> None:
 def test_the_declared_gradients_are_all_tried() -> None:
     images, labels = digits(8)
     for defense, rules in (
-        (tpap(conv_net()), {"identity", "smoothed-sign"}),
-        (Defense(conv_net(), purifier=Blind()), {"exact"}),
-        (Defense(conv_net()), {"exact"}),
+        (tpap(conv_net()), {"identity", "smoothed-sign", "undefended"}),
+        (Defense(conv_net(), purifier=Blind()), {"exact", "undefended"}),
+        (Defense(conv_net()), {"exact", "undefended"}),
     ):
         found = audit(defense, images, labels, threat=Linf(EPS), attacks="fgsm",
                       attackers=("adaptive",))  # fmt: skip

@@ -20,7 +20,9 @@ from unperturb.cli import unperturb as program
 
 Run = Callable[..., Any]
 
-VERBS = ("demo", "audit", "report", "merge", "predict", "attack", "train", "convert", "list")
+VERBS = (
+    "demo", "audit", "report", "merge", "compare", "predict", "attack", "train", "convert", "list",
+)  # fmt: skip
 
 
 def _python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 import unperturb.audit.run
 from unperturb import tpap
+from unperturb.attacks import attack_names
 from unperturb.classifiers import load_classifier
 from unperturb.data import load_images
 
@@ -75,7 +76,7 @@ def test_audit_report_and_resume(
 ) -> None:
     out = tmp_path / "audit"
     first = run(*_audit(nets.fgsm, out, "--defense", "tpap?radius=0.1"))
-    assert "18 units of work" in first.err
+    assert "32 units of work" in first.err
     lines = first.out.strip().splitlines()
     assert lines[0] == "tpap around small-cnn (model.safetensors)"
     assert any(line.startswith("pgd-3") for line in lines)
@@ -95,9 +96,8 @@ def test_audit_report_and_resume(
 
     (out / "report.html").unlink()
     told = run("report", out)
-    assert told.out.splitlines()[-3:] == [
-        str(out / f"report.{kind}") for kind in ("html", "md", "json")
-    ]
+    written = ("report.html", "report.md", "report.json", "records.parquet")
+    assert told.out.splitlines()[-4:] == [str(out / name) for name in written]
     assert (out / "report.html").is_file()
     elsewhere = tmp_path / "elsewhere"
     figures = run("report", out, "--json", "--out", elsewhere).json
@@ -269,8 +269,8 @@ def test_attack_writes_exact_images_pictures_and_a_table(
         ids = json.loads(stored.metadata()["ids"])
         settings = json.loads(stored.metadata()["settings"])
     assert settings == {
-        "attack": "pgd-3", "backward": "exact", "stop": "first-success", "norm": "linf",
-        "eps": 0.1, "seed": 0,
+        "attack": "pgd-3", "access": "gradients", "bound": "threat", "backward": "exact",
+        "goal": "wrong", "stop": "first-success", "norm": "linf", "eps": 0.1, "seed": 0,
     }  # fmt: skip
     data = load_images("digits", limit=10)
     assert tuple(ids) == data.ids
@@ -322,7 +322,8 @@ def test_list(run: Run) -> None:
     for kind, members in found.items():
         assert f"{kind}\n" in everything
         assert all(f"  {member}\n" in everything for member in members)
-    assert run("list", "attacks").out == "attacks\n  bim\n  fgsm\n  mim\n  pgd\n"
+    listed = run("list", "attacks").out.splitlines()
+    assert listed == ["attacks", *(f"  {name}" for name in attack_names())]
 
 
 def test_convert_then_use(nets: Any, run: Run, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import torch
 import unperturb.audit.run
 from unperturb import tpap
 from unperturb.classifiers import load_classifier, new_classifier, save_classifier
-from unperturb.errors import ConfigError
+from unperturb.data import load_images
+from unperturb.errors import ConfigError, SpecError
 from unperturb.files import write_tensors
 
 Run = Callable[..., Any]
@@ -536,8 +537,9 @@ def test_reports_of_what_is_no_audit(nets: Any, run: Run, tmp_path: Path) -> Non
     out = tmp_path / "audit"
     run(*_outputs(nets.fgsm, tmp_path)["audit"], "--out", out)
     plan = (out / "plan.json").read_text()
-    (out / "plan.json").write_text(plan.replace('"schema_version": 1', '"schema_version": 99'))
-    _check(run("report", out, code=2), "has schema version 99", "Expected: schema version 1")
+    (out / "plan.json").write_text(plan.replace('"schema_version": 2', '"schema_version": 99'))
+    words = ("has schema version 99", "Expected: schema version 1 or 2")
+    _check(run("report", out, code=2), *words)
     (out / "plan.json").write_text(plan[:100])
     _check(run("report", out, code=2), "plan.json is damaged")
 
@@ -620,6 +622,22 @@ def test_a_bug_of_ours_is_not_dressed_up(
     monkeypatch.setattr(unperturb.audit.run, "_do", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run(*_outputs(nets.fgsm, tmp_path)["audit"], "--out", tmp_path / "audit")
+
+
+# -- in Python ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [None, 3, ["digits"], b"digits"])
+def test_entry_points_refuse_what_names_nothing(given: Any) -> None:
+    with pytest.raises(SpecError, match="The data set is .* Expected: 'digits', a path, or a hub"):
+        load_images(given)
+    with pytest.raises(SpecError, match="The classifier is .* Fix: name one, or pass the torch"):
+        load_classifier(given)
+
+
+def test_paths_are_as_good_as_strings(class_folders: Callable[..., Path]) -> None:
+    folder = class_folders(classes=2)
+    assert load_images(folder).source == load_images(str(folder)).source
 
 
 def test_image_size_is_checked_before_anything_is_read() -> None:

@@ -32,6 +32,8 @@ class Attacked(NamedTuple):
     zero_gradients: Tensor  # (N,) int64: steps at which the whole gradient was exactly zero
     nan_gradients: Tensor  # (N,) int64: steps at which the gradient held NaN or infinity
     measure: Tensor | None = None  # (N,) float: size in the attack's own measure, if it has one
+    detail: Tensor | None = None  # (N, ...): what made the images (flow, transport); unrecorded
+    gradients: Tensor | None = None  # (N,) int64: gradient evaluations; None where not counted
 
     @property
     def success(self) -> Tensor:
@@ -91,12 +93,14 @@ class BaseAttack(ABC):
         rules: Stopping rules it has, of ``fixed``, ``first-success`` and ``minimal`` (the nearest
             image that meets the goal).
         norms: Norms of the threat models it can be run under.
+        goals: Goals it can pursue; None for every one.
     """
 
     access: ClassVar[str] = "gradients"
     bound: ClassVar[str] = "threat"
     rules: ClassVar[tuple[str, ...]] = ("fixed", "first-success")
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    goals: ClassVar[tuple[str, ...] | None] = None
 
     name: str
     draws: int = 1
@@ -230,7 +234,8 @@ class BaseAttack(ABC):
         if self.bound == "threat":
             inside = threat.contains(batch.best, batch.origin)
         assert bool(inside.all()), f"{self.name} left the ball"
-        return Attacked(batch.best, judged, batch.queries + 1, batch.zero, batch.nan, batch.measure)
+        counts = (batch.queries + 1, batch.zero, batch.nan)
+        return Attacked(batch.best, judged, *counts, batch.measure, batch.detail, batch.gradients)
 
     @abstractmethod
     def perturb(self, batch: Batch) -> None:
@@ -245,10 +250,12 @@ def describe_attack(attack: Attack) -> dict[str, Any]:
         >>> describe_attack(make_attack("fgsm"))["access"]
         'gradients'
     """
+    goals = getattr(attack, "goals", None)
     return {
         "access": getattr(attack, "access", "gradients"),
         "bound": getattr(attack, "bound", "threat"),
         "rules": list(getattr(attack, "rules", ("fixed", "first-success"))),
+        "goals": None if goals is None else list(goals),
         "gradients": attack.gradients,
         **attack.to_dict(),
     }

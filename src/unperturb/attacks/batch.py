@@ -15,11 +15,19 @@ from unperturb.gradients import input_gradients
 from unperturb.randomness import Keys
 from unperturb.threat import Threat
 
-__all__ = ["Batch", "Objective", "Step"]
+__all__ = ["VOTES", "Batch", "Objective", "Step", "View", "through"]
 
 Objective = Callable[[Terms, Tensor, Tensor], Tensor]
 """``(terms, labels, index)`` to what the attacker raises, (N,): rows may be EOT copies, and
 ``index`` says which image of the batch each row is."""
+
+View = Callable[[Tensor, Keys], Tensor]
+"""``(images, keys)`` to the differentiable images that are shown in their place, of equal shape."""
+
+
+VOTES = 9
+"""An image of a random target leaves an attack when at least so many draws, and every one of them,
+meet the goal. A plain majority would stop attacks at the boundary, where fresh draws undo them."""
 
 
 class Step(NamedTuple):
@@ -28,6 +36,7 @@ class Step(NamedTuple):
     gradient: Tensor  # (n, C, H, W): mean over the draws, 0 where it was not finite
     value: Tensor  # (n,): the objective, mean over the draws
     wrong: Tensor  # (n,) bool: the goal is met at this point, for most draws
+    through: Tensor  # (n,) bool: it is met so clearly that the image may leave; see ``VOTES``
 
 
 class Batch:
@@ -41,7 +50,9 @@ class Batch:
         queries: Forward passes spent on each image.
         zero: Steps whose gradient was exactly zero.
         nan: Steps whose gradient was not finite.
+        gradients: Gradient evaluations, of which these are counts.
         measure: Size of the result in the attack's own measure, where it sets one.
+        detail: What the result was made by, where the attack says so (a flow, a transport).
         draws: Draws of each evaluation; 1 where the target is not random.
         early: Whether an image leaves at its first success.
     """
@@ -69,7 +80,9 @@ class Batch:
         self.best_value = torch.full((count,), float("-inf"), device=images.device)
         self.broken = torch.zeros(count, dtype=torch.bool, device=images.device)
         self.queries, self.zero, self.nan = zeros.clone(), zeros.clone(), zeros.clone()
+        self.gradients = zeros.clone()
         self.measure: Tensor | None = None
+        self.detail: Tensor | None = None
         # Random numbers of one evaluation: another draw each time.
         self._evaluations = 0
 
@@ -84,22 +97,23 @@ class Batch:
         """Rows that are not broken yet, (n,) int64."""
         return (~self.broken).nonzero().flatten()
 
-    def compact(self, rows: Tensor) -> Tensor:
-        """The rows, padded with the first of them to one of eight fixed batch sizes.
+    def compact(self, rows: Tensor, sizes: int = 8) -> Tensor:
+        """The rows, padded with the first of them to one of some fixed batch sizes.
 
         Shapes stay functions of the plan; what is computed of the padding is cut off again by
         ``[: len(rows)]``.
         """
         full = len(self.origin)
-        grain = max(1, full // 8)
+        grain = max(1, full // sizes)
         size = min(full, -(-len(rows) // grain) * grain)
         return torch.cat((rows, rows[:1].expand(size - len(rows))))
 
     def leave_unperturbed(self) -> None:
-        """Let go of images that meet the goal as they are (for most draws)."""
+        """Let go of images that meet the goal as they are."""
         index = torch.arange(len(self), device=self.origin.device)
-        judged = self.judge(self.origin, index, keys=self.domain("clean"))
-        self.broken = judged.success
+        self.broken = through(
+            self.judge(self.origin, index, keys=self.domain("clean"), votes=VOTES)
+        )
 
     def loss(self, name: str) -> Objective:
         """The surface's objective with a loss by name."""
@@ -110,7 +124,15 @@ class Batch:
 
         return value
 
-    def gradient(self, point: Tensor, index: Tensor, draw: int, objective: Objective) -> Step:
+    def gradient(
+        self,
+        point: Tensor,
+        index: Tensor,
+        draw: int,
+        objective: Objective,
+        *,
+        view: View | None = None,
+    ) -> Step:
         """Mean gradient of the objective over the draws, and whether the goal is met.
 
         Args:
@@ -118,9 +140,12 @@ class Batch:
             index: Rows of the batch they belong to (repeats are padding).
             draw: Number of the evaluation: it names the random numbers of a random target.
             objective: What is raised.
+            view: What the target is shown in place of the images; values and verdicts are then
+                those of what it is shown.
         """
         labels, draws, rows = self.labels[index], self.draws, index
-        keys = self.keys[index].draw(draw) if self.surface.stochastic else None
+        drawn = self.surface.stochastic or view is not None
+        keys = self.keys[index].draw(draw) if drawn else None
         if draws > 1:
             assert keys is not None
             keys = keys.copies(draws)
@@ -129,14 +154,17 @@ class Batch:
         with torch.enable_grad(), input_gradients(self.surface.target):
             # Repeated rows have lost their layout.
             leaf = point.detach().contiguous(memory_format=self.layout).requires_grad_()
-            terms = self.surface.terms(leaf, keys)
+            shown = leaf if view is None or keys is None else view(leaf, keys)
+            terms = self.surface.terms(shown, keys if self.surface.stochastic else None)
             value = objective(terms, labels, rows)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         wrong = self.surface.success(terms, labels).detach()
         value = value.detach()
+        sure = wrong & (not self.surface.stochastic)
         if draws > 1:
             gradient = gradient.view(-1, draws, *gradient.shape[1:]).mean(1)
-            wrong = wrong.view(-1, draws).float().mean(1) > 0.5
+            votes = wrong.view(-1, draws)
+            wrong, sure = votes.float().mean(1) > 0.5, votes.all(1) & (draws >= VOTES)
             value = value.view(-1, draws).mean(1)
         # Not flattened: that would copy a channels_last batch.
         size = gradient.abs().amax((1, 2, 3))
@@ -144,13 +172,30 @@ class Batch:
         if not bool(finite.all()):
             gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         # Padding repeats the first row, so counts are written, not added, for each distinct row.
-        for counter, hit in ((self.queries, None), (self.zero, size == 0), (self.nan, ~finite)):
-            step = draws if hit is None else hit.to(torch.int64)
-            counter[index] = counter[index] + step
-        return Step(gradient, value, wrong)
+        self.queries[index] = self.queries[index] + draws
+        self.count_gradients(index, size == 0, ~finite)
+        return Step(gradient, value, wrong, sure)
+
+    def count_gradients(self, index: Tensor, zero: Tensor, nan: Tensor) -> None:
+        """Count one gradient evaluation of each of these images.
+
+        Args:
+            index: Rows of the batch (repeats are padding).
+            zero: Where the whole gradient was exactly zero.
+            nan: Where it was not finite.
+        """
+        self.gradients[index] = self.gradients[index] + 1
+        self.zero[index] = self.zero[index] + zero.to(torch.int64)
+        self.nan[index] = self.nan[index] + nan.to(torch.int64)
 
     def judge(
-        self, point: Tensor, index: Tensor, *, draw: int = 0, keys: Keys | None = None
+        self,
+        point: Tensor,
+        index: Tensor,
+        *,
+        draw: int = 0,
+        keys: Keys | None = None,
+        votes: int = 1,
     ) -> Judged:
         """Verdict on images without gradients: by most draws, margins and slack averaged.
 
@@ -159,24 +204,32 @@ class Batch:
             index: Rows of the batch they belong to (repeats are padding).
             draw: Number of the evaluation.
             keys: Keys of the whole batch to use in place of the attack's own.
+            votes: Least number of draws; used only where the target is random.
         """
         named = (self.keys if keys is None else keys)[index].draw(draw)
         labels = self.labels[index]
-        self.queries[index] = self.queries[index] + self.draws
-        if self.draws == 1:
-            return self.surface.judge(point.contiguous(memory_format=self.layout), labels, named)
+        draws = max(self.draws, votes) if self.surface.stochastic else 1
+        self.queries[index] = self.queries[index] + draws
+        if draws == 1:
+            found = self.surface.judge(point.contiguous(memory_format=self.layout), labels, named)
+            one = torch.zeros_like(found.margins) if self.surface.stochastic else None
+            return found._replace(share=one)
         found = self.surface.judge(
-            point.repeat_interleave(self.draws, 0).contiguous(memory_format=self.layout),
-            labels.repeat_interleave(self.draws, 0),
-            named.copies(self.draws),
+            point.repeat_interleave(draws, 0).contiguous(memory_format=self.layout),
+            labels.repeat_interleave(draws, 0),
+            named.copies(draws),
         )
-        shape = (-1, self.draws)
+        shape = (-1, draws)
+        share = found.success.view(shape).float().mean(1)
+        if draws < VOTES:
+            share = share.clamp(max=0.999)  # too few to be sure
         return Judged(
-            found.success.view(shape).float().mean(1) > 0.5,
+            share > 0.5,
             found.predictions.view(shape).mode(1).values,
             found.margins.view(shape).mean(1),
             found.flagged.view(shape).float().mean(1) > 0.5,
             None if found.slack is None else found.slack.view(shape).mean(1),
+            share,
         )
 
     def leave(self, rows: Tensor, images: Tensor) -> None:
@@ -196,11 +249,17 @@ class Batch:
             return
         index = self.compact(rows)
         padded = torch.cat((images, images[:1].expand(len(index) - len(rows), -1, -1, -1)))
-        judged = self.judge(padded, index, draw=draw, keys=self.domain("finish"))
+        judged = self.judge(padded, index, draw=draw, keys=self.domain("finish"), votes=VOTES)
         success = judged.success[: len(rows)]
         value = judged.margins[: len(rows)].to(self.best_value.dtype)
-        better = success | (value > self.best_value[rows])
+        known = self.broken[rows]
+        better = (success & ~known) | ((success == known) & (value > self.best_value[rows]))
         chosen = rows[better]
         self.best[chosen] = images[better]
         self.best_value[chosen] = value[better]
-        self.broken[rows[success]] = True
+        self.broken[rows[through(judged)[: len(rows)]]] = True
+
+
+def through(judged: Judged) -> Tensor:
+    """Which images meet the goal so clearly that they may leave, (n,) bool; see ``VOTES``."""
+    return judged.success if judged.share is None else judged.share == 1.0

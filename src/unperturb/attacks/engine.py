@@ -16,16 +16,17 @@ Two stopping rules, never mixed up:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unperturb.attacks.base import BaseAttack
-from unperturb.attacks.batch import Batch, Objective
+from unperturb.attacks.batch import Batch, Objective, View, through
 from unperturb.attacks.losses import LOSSES
 from unperturb.errors import ConfigError, unknown_name
 
-__all__ = ["FirstOrder"]
+__all__ = ["FirstOrder", "start_point"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class FirstOrder(BaseAttack):
         1
     """
 
+    losses: ClassVar[tuple[str, ...]] = tuple(LOSSES)
+
     steps: int
     step_size: float
     momentum: float = 0.0
@@ -66,8 +69,8 @@ class FirstOrder(BaseAttack):
                 f"step_size of attack {self.name!r} is {self.step_size}",
                 expected="above 0, as a fraction of eps",
             )
-        if self.loss not in LOSSES:
-            raise unknown_name("loss", self.loss, LOSSES)
+        if self.loss not in self.losses:
+            raise unknown_name("loss", self.loss, self.losses)
         if self.restarts > 1 and not self.random_start:
             raise ConfigError(
                 f"Attack {self.name!r} has {self.restarts} restarts and no random start",
@@ -77,6 +80,14 @@ class FirstOrder(BaseAttack):
     def objective(self, batch: Batch) -> Objective:
         """What is raised; a subclass may raise something else."""
         return batch.loss(self.loss)
+
+    def view(self) -> View | None:
+        """What the target is shown in place of a point; None: the point itself."""
+        return None
+
+    def smooth(self, gradient: Tensor) -> Tensor:
+        """The gradient (n, C, H, W) as the step takes it; a subclass may smooth it."""
+        return gradient
 
     def perturb(self, batch: Batch) -> None:
         """Run from every start, over the images that are not broken yet."""
@@ -89,17 +100,21 @@ class FirstOrder(BaseAttack):
         rows = batch.left()
         if not len(rows):
             return
-        threat = batch.threat
+        threat, view = batch.threat, self.view()
         point = batch.origin.clone()
         if self.random_start:
-            point = _random_start(batch, number)
+            point = start_point(batch, number)
         velocity = torch.zeros_like(point) if self.momentum else None
         project = threat.projector(batch.origin)
         for step in range(self.steps):
             index = batch.compact(rows)
             some = point if len(rows) == len(point) else point[index]
-            gradient, _, wrong = batch.gradient(some, index, number * self.steps + step, objective)
-            gradient, wrong = gradient[: len(rows)], wrong[: len(rows)]
+            draw = number * self.steps + step
+            gradient, _, _, wrong = batch.gradient(some, index, draw, objective, view=view)
+            if batch.early and view is not None:
+                # That pass has not seen the point itself.
+                wrong = through(batch.judge(some, index, draw=draw))
+            gradient, wrong = self.smooth(gradient[: len(rows)]), wrong[: len(rows)]
             if batch.early and bool(wrong.any()):
                 # The forward pass that gave the gradient also shows who is through.
                 out = rows[wrong]
@@ -126,7 +141,7 @@ class FirstOrder(BaseAttack):
             batch.offer(rows, point[rows], draw=number)
 
 
-def _random_start(batch: Batch, number: int) -> Tensor:
+def start_point(batch: Batch, number: int) -> Tensor:
     """A random point of every image's ball."""
     keys = batch.keys.draw(number)
     shape, device = batch.origin.shape[1:], batch.origin.device

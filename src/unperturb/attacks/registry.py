@@ -7,8 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import NamedTuple
 
+from unperturb.attacks.apgd import make_apgd_ce, make_apgd_dlr, make_apgd_t
+from unperturb.attacks.autoattack import make_autoattack, make_autoattack_rand
 from unperturb.attacks.base import Attack
+from unperturb.attacks.carlini_wagner import make_cw_l2
+from unperturb.attacks.cw_linf import make_cw_linf
+from unperturb.attacks.ddn import make_ddn
+from unperturb.attacks.deepfool import make_deepfool
+from unperturb.attacks.diversity import make_ti_dim
 from unperturb.attacks.engine import FirstOrder
+from unperturb.attacks.hopskipjump import make_hopskipjump
+from unperturb.attacks.logit_matching import make_logit_matching
+from unperturb.attacks.square import make_square
+from unperturb.attacks.stadv import make_stadv
+from unperturb.attacks.wasserstein import make_fwa
 from unperturb.errors import AttackError, ConfigError, unknown_name
 from unperturb.plugins import with_plugins
 
@@ -42,13 +54,42 @@ def _mim(steps: int | None) -> FirstOrder:
 
 Family = Callable[[int | None], Attack]
 
-ATTACKS: dict[str, Family] = {"fgsm": _fgsm, "bim": _bim, "pgd": _pgd, "mim": _mim}
+ATTACKS: dict[str, Family] = {
+    "fgsm": _fgsm,
+    "bim": _bim,
+    "pgd": _pgd,
+    "mim": _mim,
+    "ti-dim": make_ti_dim,
+    "cw-linf": make_cw_linf,
+    "deepfool": make_deepfool,
+    "cw-l2": make_cw_l2,
+    "ddn": make_ddn,
+    "apgd-ce": make_apgd_ce,
+    "apgd-dlr": make_apgd_dlr,
+    "apgd-t": make_apgd_t,
+    "logit-matching": make_logit_matching,
+    "square": make_square,
+    "hopskipjump": make_hopskipjump,
+    "stadv": make_stadv,
+    "fwa": make_fwa,
+    "autoattack": make_autoattack,
+    "autoattack-rand": make_autoattack_rand,
+}
 """Attack families by name; ``NAME-STEPS`` sets the steps, ``?restarts=5&loss=dlr`` the rest.
 
 - ``fgsm``: one step of size eps (Goodfellow et al. 2015).
 - ``bim``: steps of eps/4 without a random start, 10 by default (Kurakin et al. 2017).
 - ``pgd``: steps of eps/4 (2/255 at 8/255) from a random start, 20 by default (Madry et al. 2018).
 - ``mim``: steps of eps/steps with momentum 1, 10 by default (Dong et al. 2018).
+- ``ti-dim``: MIM with input diversity and smoothed gradients, for transfer (Dong et al. 2019).
+- ``cw-linf``: PGD on the margin, 100 steps (the bounded form of Carlini and Wagner's loss).
+- ``apgd-ce``, ``apgd-dlr``, ``apgd-t``: Auto-PGD (Croce and Hein 2020); the last has nine targets.
+- ``logit-matching``: logits of a clean image of another class (after Tramer et al. 2020).
+- ``deepfool``, ``cw-l2``, ``ddn``: the nearest image that is wrong (bound ``minimal``).
+- ``square``: random search on scores (Andriushchenko et al. 2020); steps are queries.
+- ``hopskipjump``: on labels alone (Chen et al. 2020).
+- ``stadv``, ``fwa``: spatial and Wasserstein, bounded in measures of their own.
+- ``autoattack``, ``autoattack-rand``: by the authors' package.
 """
 
 
@@ -59,18 +100,101 @@ class Suite(NamedTuple):
         attacks: Specifications.
         about: One line.
         threat: ``(norm, eps)`` that a paper states for them; None where the suite has no own.
+        adapts: Whether attacks that a stage of the defense declares are added; a paper's suite
+            stays what the paper ran.
+        probe: The attack whose strength is varied, and on how many images.
     """
 
     attacks: tuple[str, ...]
     about: str
     threat: tuple[str, float] | None = None
+    adapts: bool = True
+    probe: tuple[str, int] | None = None
 
+
+_STANDARD = ("fgsm", "pgd-20", "apgd-ce", "apgd-t", "square-500")
 
 SUITES: dict[str, Suite] = {
-    "quick": Suite(("fgsm", "pgd-20", "mim"), "A first look: three first-order attacks."),
+    "quick": Suite(
+        ("fgsm", "pgd-20", "mim"),
+        "A first look: three first-order attacks.",
+        probe=("pgd-10", 64),
+    ),
     "first-order": Suite(
         ("fgsm", "bim", "pgd-20", "mim", "pgd-100?loss=margin", "pgd-40?restarts=3"),
         "The signed-gradient attacks.",
+        probe=("pgd-20", 128),
+    ),
+    "standard": Suite(
+        _STANDARD,
+        "What a claim should rest on: our APGD on two losses, and a black-box attack beside it.",
+        probe=("apgd-ce-50", 256),
+    ),
+    "exhaustive": Suite(
+        (
+            *_STANDARD,
+            "pgd-100?restarts=5",
+            "mim",
+            "ti-dim",
+            "apgd-dlr?restarts=5",
+            "cw-linf",
+            "logit-matching",
+            "square-5000",
+            "deepfool",
+            "cw-l2",
+            "ddn",
+            "hopskipjump",
+            "stadv",
+            "fwa",
+            "autoattack",
+        ),
+        "Everything there is; hours where standard takes minutes.",
+        probe=("apgd-ce-100", 512),
+    ),
+    "autoattack": Suite(
+        ("autoattack",), "AutoAttack's standard version, by its authors' package.", adapts=False
+    ),
+    "autoattack-rand": Suite(
+        ("autoattack-rand",), "AutoAttack's version for random defenses.", adapts=False
+    ),
+    "tpap-paper": Suite(
+        (
+            "fgsm",
+            "pgd-20",
+            "pgd-100",
+            "cw-l2",
+            "ddn",
+            "autoattack",
+            "stadv",
+            "fwa",
+            "ti-dim",
+        ),
+        "Tang et al. 2024, Table 1.",
+        threat=("linf", 8 / 255),
+        adapts=False,
+    ),
+    "atop-paper": Suite(
+        ("fgsm", "pgd-10", "pgd-20", "pgd-1000", "cw-linf", "autoattack", "stadv"),
+        "Lin et al. 2024, Tables 2, 6 and 7.",
+        threat=("linf", 8 / 255),
+        adapts=False,
+    ),
+    "alu-paper": Suite(
+        ("pgd-20", "autoattack"),
+        "ALU, Tables 2 and 3.",
+        threat=("linf", 8 / 255),
+        adapts=False,
+    ),
+    "logit-correction-paper": Suite(
+        (
+            "pgd-10?step_size=0.125",
+            "mim-10",
+            "deepfool-100",
+            "cw-l2-25?search=4&constant=10&lr=0.01",
+        ),
+        "Logit correction, Section 3.",
+        threat=("linf", 16 / 255),
+        adapts=False,
     ),
 }
 """Named lists of attacks."""

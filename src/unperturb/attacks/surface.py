@@ -28,6 +28,7 @@ class Judged(NamedTuple):
     margins: Tensor  # float: the goal's margin objective; for "wrong" max_{j != y} s_j - s_y
     flagged: Tensor  # bool
     slack: Tensor | None = None  # float: threshold less detector score; None without a detector
+    share: Tensor | None = None  # float: share of the draws that meet the goal; None for one draw
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ class Surface:
         ``loss + min(slack, 0)``; for ``branch:NAME`` the loss is that branch's, and the slack is
         driven to where the decision takes that branch.
         """
-        value = LOSSES[loss](self.attacked(terms), labels)
+        return self.constrained(LOSSES[loss](self.attacked(terms), labels), terms)
+
+    def constrained(self, value: Tensor, terms: Terms) -> Tensor:
+        """A loss (N,) with what the goal asks of the detector beside it; see ``objective``."""
         if terms.slack is None or terms.bare is not None:
             return value
         flagged = self._wants_flag()
@@ -150,7 +154,8 @@ class Surface:
         wrong = (terms.scores.argmax(1) != labels) | terms.scores.isnan().any(1)
         if self.goal == "wrong-unflagged":
             assert terms.slack is not None
-            wrong &= terms.slack >= 0
+            # As the detector has it: a score that is not a number flags nothing.
+            wrong &= ~(terms.slack < 0)
         return wrong
 
     @torch.no_grad()

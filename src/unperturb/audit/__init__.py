@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from unperturb.audit.api import AuditResult, audit, merge, read_result
+from unperturb.audit.api import AuditResult, audit, compare_audits, merge, read_result
 
-__all__ = ["AuditResult", "audit", "merge", "read_result"]
+__all__ = ["AuditResult", "audit", "compare_audits", "merge", "read_result"]

@@ -13,30 +13,41 @@ from typing import Any
 
 from unperturb.audit.report_text import NOT_RUN, Row, interval, percent
 
-__all__ = ["accuracy_chart", "diverging_bar", "meter", "score_bars", "softmax"]
+__all__ = [
+    "accuracy_chart",
+    "clip",
+    "diverging_bar",
+    "line",
+    "meter",
+    "put_text",
+    "rect",
+    "score_bars",
+    "softmax",
+    "svg",
+]
 
 Accuracy = Mapping[str, Any]
 
 
-def _svg(width: float, height: float, label: str, body: str, kind: str) -> str:
+def svg(width: float, height: float, label: str, body: str, kind: str) -> str:
     return (
         f'<svg class="chart {kind}" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="{escape(label)}" xmlns="http://www.w3.org/2000/svg">{body}</svg>'
     )
 
 
-def _rect(x: float, y: float, width: float, height: float, kind: str) -> str:
+def rect(x: float, y: float, width: float, height: float, kind: str) -> str:
     return (
         f'<rect class="{kind}" x="{x:.2f}" y="{y:.2f}" width="{max(width, 0):.2f}" '
         f'height="{height:g}"/>'
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}"/>'
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
+def put_text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
     return (
         f'<text class="{kind}" x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}">{escape(text)}</text>'
     )
@@ -45,13 +56,13 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> st
 def _whisker(x: float, y: float, scale: float, accuracy: Accuracy, half: float) -> str:
     low, high = (x + scale * end for end in accuracy["interval"])
     return (
-        _line(low, y, high, y, "whisker")
-        + _line(low, y - half, low, y + half, "whisker")
-        + _line(high, y - half, high, y + half, "whisker")
+        line(low, y, high, y, "whisker")
+        + line(low, y - half, low, y + half, "whisker")
+        + line(high, y - half, high, y + half, "whisker")
     )
 
 
-def _clip(text: str, limit: int) -> str:
+def clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -62,12 +73,12 @@ def meter(accuracy: Accuracy | None, subject: str) -> str:
         >>> "<svg" in meter({"accuracy": 0.5, "n": 10, "interval": [0.2, 0.8]}, "target")
         True
     """
-    body = _rect(2, 4, 296, 8, "track")
+    body = rect(2, 4, 296, 8, "track")
     if accuracy is not None:
-        body += _rect(2, 4, 296 * accuracy["accuracy"], 8, subject)
+        body += rect(2, 4, 296 * accuracy["accuracy"], 8, subject)
         body += _whisker(2, 8, 296, accuracy, 5)
     label = f"{percent(accuracy)}, 95% interval {interval(accuracy) or NOT_RUN}"
-    return _svg(300, 16, label, body, "meter")
+    return svg(300, 16, label, body, "meter")
 
 
 def accuracy_chart(rows: Sequence[Row], attacker: str, subjects: Sequence[str], label: str) -> str:
@@ -88,36 +99,34 @@ def accuracy_chart(rows: Sequence[Row], attacker: str, subjects: Sequence[str], 
     body = ""
     for tick in (0, 25, 50, 75, 100):
         x = left + scale * tick / 100
-        body += _line(x, top, x, bottom, "axis" if tick == 0 else "grid")
-        body += _text(x, bottom + 16, f"{tick}%", "tick", "middle")
+        body += line(x, top, x, bottom, "axis" if tick == 0 else "grid")
+        body += put_text(x, bottom + 16, f"{tick}%", "tick", "middle")
     for index, row in enumerate(rows):
         y = top + group * index
         if row.kind == "worst":
-            body += _line(0, y, width, y, "rule")
+            body += line(0, y, width, y, "rule")
         name, option = names[index]
         middle = y + group / 2
-        body += _text(left - 8, middle + (-1 if option else 4), name, f"name {row.kind}", "end")
+        body += put_text(left - 8, middle + (-1 if option else 4), name, f"name {row.kind}", "end")
         if option:
-            body += _text(left - 8, middle + 12, option, "tick", "end")
+            body += put_text(left - 8, middle + 12, option, "tick", "end")
         offset = y + (group - bar * len(subjects)) / 2
         for place, subject in enumerate(subjects):
             accuracy = row.cells[attacker][subject]
             center = offset + bar * place + bar / 2
             if accuracy is None:
-                body += _text(left + 4, center + 4, NOT_RUN, "tick")
+                body += put_text(left + 4, center + 4, NOT_RUN, "tick")
                 continue
-            body += _rect(
-                left, center - bar / 2 + 1, scale * accuracy["accuracy"], bar - 2, subject
-            )
+            body += rect(left, center - bar / 2 + 1, scale * accuracy["accuracy"], bar - 2, subject)
             body += _whisker(left, center, scale, accuracy, 3.5)
             end = left + scale * max(accuracy["interval"][1], accuracy["accuracy"])
-            body += _text(end + 5, center + 4, percent(accuracy), "value")
-    return _svg(width, bottom + 24, label, body, "bars")
+            body += put_text(end + 5, center + 4, percent(accuracy), "value")
+    return svg(width, bottom + 24, label, body, "bars")
 
 
 def _row_label(name: str) -> tuple[str, str]:
     head, _, option = name.partition("?")
-    return _clip(head, 20), _clip(option.replace("&", ", "), 20)
+    return clip(head, 20), clip(option.replace("&", ", "), 20)
 
 
 def diverging_bar(difference: float, kind: str, scale: float = 1.0) -> str:
@@ -129,8 +138,8 @@ def diverging_bar(difference: float, kind: str, scale: float = 1.0) -> str:
         scale: Difference that fills one side, above 0.
     """
     reach = 58 * difference / scale
-    body = _rect(min(60, 60 + reach), 3, abs(reach), 10, kind) + _line(60, 0, 60, 16, "axis")
-    return _svg(120, 16, f"{100 * difference:+.1f} points", body, "diverging")
+    body = rect(min(60, 60 + reach), 3, abs(reach), 10, kind) + line(60, 0, 60, 16, "axis")
+    return svg(120, 16, f"{100 * difference:+.1f} points", body, "diverging")
 
 
 def softmax(scores: Sequence[float]) -> list[float]:
@@ -171,15 +180,15 @@ def score_bars(
         mark = "\N{CHECK MARK} " if k == label else ""
         kind = "name true" if k == label else "name"
         middle = y + thick * len(scores) / 2 + 4
-        body += _text(left - 8, middle, mark + _clip(name, 12), kind, "end")
+        body += put_text(left - 8, middle, mark + clip(name, 12), kind, "end")
         for place, (subject, share) in enumerate(shares.items()):
             row = y + thick * place
             raw = f"{scores[subject][k]:.2f}"
             body += f"<g><title>{escape(f'{name}, {subject}: score {raw}')}</title>"
-            body += _rect(left, row + 0.5, max(scale * share[k], 0.8), thick - 1, subject) + "</g>"
+            body += rect(left, row + 0.5, max(scale * share[k], 0.8), thick - 1, subject) + "</g>"
             text = f"{100 * share[k]:.0f}%"
-            body += _text(left + scale * share[k] + 4, row + thick - 1.5, text, "share")
+            body += put_text(left + scale * share[k] + 4, row + thick - 1.5, text, "share")
         spoken.append(f"{name} " + ", ".join(f"{100 * s[k]:.0f}%" for s in shares.values()))
-    body += _line(left, 0, left, 2 + group * len(shown) - 8, "axis")
+    body += line(left, 0, left, 2 + group * len(shown) - 8, "axis")
     told = f"Softmax of the leading classes ({' then '.join(shares)}): {'; '.join(spoken)}"
-    return _svg(320, 2 + group * len(shown), told, body, "scores")
+    return svg(320, 2 + group * len(shown), told, body, "scores")

@@ -52,16 +52,12 @@ def _write_worst(store: Store, plan: dict[str, Any], units: list[Unit], rows: Ro
     attackers = plan["settings"]["attackers"]
     chosen = {a: _choose(plan, rows, a) for a in attackers}
     wanted: dict[int, list[tuple[str, int, int]]] = {}
-    by_key = {
-        (u.attack, u.attacker, u.backward, u.start): u
-        for u in units
-        if u.kind == "attack" and (u.subject == "target" or u.attacker == "oblivious")
-    }
+    by_key = {(*_key(u), u.start): u for u in units if _pictured(u)}
     size = plan["settings"]["batch_size"]
     for attacker, picks in chosen.items():
-        for position, (attack, backward) in enumerate(picks):
+        for position, key in enumerate(picks):
             start = position // size * size
-            unit = by_key[(attack, attacker, backward, start)]
+            unit = by_key[(attacker, *key, start)]
             wanted.setdefault(unit.index, []).append((attacker, position, position - start))
     kept: dict[str, dict[int, torch.Tensor]] = {a: {} for a in attackers}
     for unit in units:
@@ -71,8 +67,8 @@ def _write_worst(store: Store, plan: dict[str, Any], units: list[Unit], rows: Ro
                 kept[attacker][position] = images[row]
     for attacker, found in kept.items():
         stacked = torch.stack([found[i] for i in range(len(plan["ids"]))])
-        facts = {"attack": [a for a, _ in chosen[attacker]]}
-        facts["backward"] = [b for _, b in chosen[attacker]]
+        names = ("attack", "backward", "goal")
+        facts = {name: [key[k] for key in chosen[attacker]] for k, name in enumerate(names)}
         write_tensors(
             _worst_path(store, attacker),
             {"images": stacked},
@@ -80,21 +76,59 @@ def _write_worst(store: Store, plan: dict[str, Any], units: list[Unit], rows: Ro
         )
 
 
-def _choose(plan: dict[str, Any], rows: Rows, attacker: str) -> list[tuple[str, str]]:
-    """(attack, backward) of the worst image, for each image in order."""
+Key = tuple[str, str, str]
+
+
+def _key(unit: Unit) -> tuple[str, str, str, str]:
+    """Attacker, attack, backward, goal."""
+    return unit.attacker, unit.attack, unit.backward, "wrong" if unit.goal == "none" else unit.goal
+
+
+def _pictured(unit: Unit) -> bool:
+    """Whether a unit's images are shown to the target."""
+    return unit.kind == "attack" and (
+        unit.subject == "target" or (unit.attacker == "oblivious" and unit.scores != "baseline")
+    )
+
+
+def _choose(plan: dict[str, Any], rows: Rows, attacker: str) -> list[Key]:
+    """(attack, backward, goal) of the worst image, for each image in order.
+
+    Worst is what most draws answer wrongly inside the ball, then what has the greatest margin; of
+    a random defense on the draws that select, none of which it is scored on.
+    """
     place = {image: position for position, image in enumerate(plan["ids"])}
-    best: list[tuple[float, float, str, str]] = [(-1.0, float("-inf"), "", "")] * len(place)
-    mask = (rows["attacker"] == attacker) & (rows["subject"] == "target") & (rows["draw"] == 0)
-    for number in np.flatnonzero(mask):
-        position = place[rows["image_id"][number]]
-        worse = (float(not rows["correct"][number]), float(rows["margin"][number]))
-        if worse > best[position][:2]:
-            best[position] = (
-                *worse,
-                str(rows["attack"][number]),
-                str(rows["backward"][number]),
-            )
-    return [(attack, backward) for _, _, attack, backward in best]
+    settings = plan["settings"]
+    names = [str(attack["name"]) for attack in settings["attacks"]]
+    own = {str(a["name"]) for a in settings["attacks"] if a.get("bound") == "own"}
+    mask = (rows["attacker"] == attacker) & (rows["subject"] == "target")
+    mask &= (rows["eps"] == settings["threat"]["eps"]) & np.isin(rows["attack"], names)
+    if len(own) < len(names):
+        mask &= ~np.isin(rows["attack"], list(own))
+    selecting = mask & (rows["purpose"] == "select")
+    numbers = np.flatnonzero(selecting if selecting.any() else mask)
+    keys: dict[Key, list[int]] = {}
+    parts = (rows[name][numbers].tolist() for name in ("attack", "backward", "goal"))
+    for number, key in zip(numbers.tolist(), zip(*parts, strict=True), strict=True):
+        keys.setdefault(key, []).append(number)
+    best: list[tuple[float, float]] = [(-1.0, float("-inf"))] * len(place)
+    picks: list[Key] = [("", "", "")] * len(place)
+    order = {name: k for k, name in enumerate(names)}
+    for key in sorted(keys, key=lambda k: (order.get(k[0], -1), k)):
+        at = np.array(keys[key])
+        where = np.array([place[image] for image in rows["image_id"][at]])
+        wrong, margin, count = (np.zeros(len(place)) for _ in range(3))
+        inside = rows["inside"][at]
+        np.add.at(wrong, where, (~rows["correct"][at] & inside).astype(float))
+        # An image outside of the ball is none of this threat model: any other is shown before it.
+        np.add.at(margin, where, np.where(inside, rows["margin"][at], -1e30))
+        np.add.at(count, where, 1.0)
+        for position in np.flatnonzero(count):
+            share = wrong[position] / count[position]
+            worse = (share, margin[position] / count[position])
+            if worse > best[position]:
+                best[position], picks[position] = worse, key
+    return picks
 
 
 def worst_images(store: Store, attacker: str) -> torch.Tensor:
@@ -134,21 +168,16 @@ def load_cases(store: Store, plan: dict[str, Any], units: list[Unit], rows: Rows
     for i in right[:SHOWN]:
         views = [_view("clean", base, i)]
         for attacker in settings["attackers"]:
-            attack, backward = chosen[attacker][i]
-            unit = next(
-                (
-                    u
-                    for u in firsts
-                    if (u.attack, u.attacker, u.backward) == (attack, attacker, backward)
-                    and (u.subject == "target" or attacker == "oblivious")
-                ),
-                None,
-            )
+            attack, backward, goal = chosen[attacker][i]
+            wanted = (attacker, attack, backward, goal)
+            unit = next((u for u in firsts if _pictured(u) and _key(u) == wanted), None)
             if unit is None:
                 continue
             title = f"{attacker} {attack}"
-            if attacker == "adaptive" and backward != "exact":
+            if attacker == "adaptive" and backward not in ("exact", "none"):
                 title += f" ({backward})"
+            if goal != "wrong":
+                title += f", {goal}"
             views.append(_view(title, found[unit.index], i))
         label = labels[i]
         name = classes[label] if label < len(classes) else str(label)

@@ -37,6 +37,28 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "how the purification step itself reacts to the attack.",
     ),
     (
+        "undefended",
+        "The images are judged by the whole defense, and the gradient is that of the classifier "
+        "alone: a transfer attack that is told what worked.",
+    ),
+    (
+        "Goal",
+        "What the attacker wants: a wrong answer; wrong-unflagged, a wrong answer that the "
+        "detector lets pass; branch:NAME, a wrong answer by way of one branch of the decision; "
+        "predicted-label, the control for label leaking, which steps away from the label that "
+        "the classifier predicts.",
+    ),
+    (
+        "Majority of N",
+        "A random defense is asked N times, and its most frequent answer counts. Worst of N: one "
+        "wrong answer out of N is enough.",
+    ),
+    (
+        "AUROC",
+        "The chance that a detector finds an attacked image more suspicious than a clean one, "
+        "over all thresholds.",
+    ),
+    (
         "Fixed-step",
         "All steps of the attack are run and the last image is the result. It is the papers' rule, "
         "used for every oblivious figure.",
@@ -77,6 +99,7 @@ COLUMN_HELP: tuple[tuple[str, str], ...] = (
     ("Scored on", "the model whose answers are counted; an oblivious attack always follows the "
                   "undefended classifier's gradients, whichever model is scored"),
     ("Backward", "how the gradient was taken through the defense; see the glossary"),
+    ("Goal", "what the attacker wanted; see the glossary"),
     ("Stop", "fixed: all steps are run, the last image counts. First success: an image leaves "
              "once it is broken"),
     ("8-bit", "accuracy on the same images rounded to 8 bits, as a PNG file would hold them"),

@@ -3,158 +3,46 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from unperturb.audit import charts
 from unperturb.audit import report_text as words
-from unperturb.audit.cases import Case, CaseView
+from unperturb.audit.cases import Case
 from unperturb.audit.report_glossary import COLUMN_HELP, GLOSSARY
-from unperturb.errors import InputError
+from unperturb.audit.report_pictures import case_views, markup
+from unperturb.audit.report_records import LARGEST_INLINE, NAME
+from unperturb.audit.report_sections import sections
+from unperturb.audit.report_tables import Section, Table
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["data_uri", "html_page", "perturbation_factor"]
+__all__ = ["asset", "html_page", "section_view", "template"]
 
 Summary = Mapping[str, Any]
-Pixels = NDArray[np.float64]
-
-# Thumbnails are drawn at about this many pixels; anything larger only makes the page heavy.
-_LARGEST_IMAGE = 256
 
 
 @cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
+def template(name: str) -> Template:
+    """A template of this package; it may import macros of the others."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(_asset("report.html.j2"))
+    return environment.get_template(name)
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A text file that comes with the package."""
     return files("unperturb.audit").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _pixels(image: Tensor | Pixels, what: str) -> Pixels:
-    array = torch.as_tensor(image).detach().to("cpu", torch.float64).numpy()
-    if array.ndim != 3:
-        raise InputError(f"{what} has shape {tuple(array.shape)}", expected="one image (C, H, W)")
-    return array
-
-
-def data_uri(image: Tensor | Pixels) -> str:
-    """An image as a PNG data URI, losslessly but for the rounding to 8 bits.
-
-    Args:
-        image: (C, H, W) in [0, 1]; one channel is gray, three are RGB, of any other number the
-            mean is drawn. Sides above 256 pixels are reduced.
-
-    Raises:
-        InputError: It is not one image.
-
-    Example:
-        >>> data_uri(torch.zeros(1, 8, 8))[:22]
-        'data:image/png;base64,'
-    """
-    from PIL import Image
-
-    array = _pixels(image, "An image of the report")
-    if len(array) not in (1, 3):
-        array = array.mean(0, keepdims=True)
-    # Rounded, not truncated: truncation would darken every image by half a gray level.
-    levels = np.rint(np.nan_to_num(array).clip(0, 1) * 255).astype(np.uint8)
-    drawn = Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
-    if max(drawn.size) > _LARGEST_IMAGE:
-        drawn.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
-    stream = io.BytesIO()
-    drawn.save(stream, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-def perturbation_factor(cases: Sequence[Case]) -> float:
-    """One factor for all perturbations shown: the largest change becomes black or white.
-
-    Returns:
-        ``0.5 / max |image - clean|``, or 1 where nothing was changed.
-    """
-    largest = 0.0
-    for case in cases:
-        clean = _pixels(case.clean, f"Clean image {case.image_id}")
-        for view in case.views:
-            change = np.abs(_pixels(view.image, f"Image {view.title!r}") - clean)
-            largest = max(largest, float(change.max(initial=0.0)))
-    return 0.5 / largest if largest > 0 else 1.0
-
-
-def _view(
-    view: CaseView, case: Case, names: Sequence[str], factor: float, has_defense: bool
-) -> dict[str, Any]:
-    image = _pixels(view.image, f"Image {view.title!r}")
-    change = image - _pixels(case.clean, f"Clean image {case.image_id}")
-    answers = [("target", view.target_prediction)]
-    scores: dict[str, Sequence[float]] = {"target": view.target_scores}
-    if has_defense:
-        answers.insert(0, ("baseline", view.baseline_prediction))
-        scores = {"baseline": view.baseline_logits, **scores}
-    is_clean = view.title == "clean"
-    return {
-        "title": view.title,
-        "image": data_uri(image),
-        "change": None if is_clean else data_uri(0.5 + factor * change),
-        "is_clean": is_clean,
-        "unchanged": not is_clean and not change.any(),
-        "wrong_before": case.label != view.target_prediction,
-        "purified": None if view.purified is None else data_uri(view.purified),
-        "bars": _markup(charts.score_bars(scores, case.label, names)),
-        "answers": [
-            {
-                "who": words.subject_name(subject, has_defense),
-                "subject": subject,
-                "name": names[k] if k < len(names) else f"class {k}",
-                "right": k == case.label,
-            }
-            for subject, k in answers
-        ],
-    }
-
-
-def _cases(cases: Sequence[Case], summary: Summary) -> dict[str, Any]:
-    factor = perturbation_factor(cases)
-    names = [str(name) for name in summary["data"].get("classes") or []]
-    has_defense = summary["has_defense"]
-    clean = [(view, case) for case in cases for view in case.views if view.title == "clean"]
-    all_right = all(view.target_prediction == case.label for view, case in clean)
-    return {
-        "factor": f"{factor:.3g}",
-        "note": summary.get("cases_note") or words.cases_note(all_right, has_defense),
-        "any_purified": any(view.purified is not None for case in cases for view in case.views),
-        "items": [
-            {
-                "id": case.image_id,
-                "label": case.label_name if names else f"class {case.label}",
-                "views": [_view(view, case, names, factor, has_defense) for view in case.views],
-            }
-            for case in cases
-        ],
-    }
-
-
-def _markup(svg: str) -> Any:
-    # charts.py escapes every text it draws, so that its SVG may stand as it is.
-    from markupsafe import Markup
-
-    return Markup(svg)
 
 
 def _number(accuracy: Mapping[str, Any] | None, subject: str, has_defense: bool) -> dict[str, Any]:
@@ -164,7 +52,7 @@ def _number(accuracy: Mapping[str, Any] | None, subject: str, has_defense: bool)
         "value": words.percent(accuracy),
         "interval": words.interval(accuracy),
         "count": words.count(accuracy),
-        "meter": _markup(charts.meter(accuracy, subject)),
+        "meter": markup(charts.meter(accuracy, subject)),
         "run": accuracy is not None,
     }
 
@@ -196,12 +84,18 @@ def _headline(summary: Summary) -> dict[str, Any]:
         }
         for attacker in words.ATTACKER_ORDER
     ]
+    rounded = []
+    if any(summary[subject].get("worst_case_8bit") for subject in subjects):
+        title = "Worst case, attacked images rounded to 8 bits"
+        rounded.append({"title": title, "numbers": numbers("worst_case_8bit")})
     return {
+        "draws": words.draws_line(summary),
         "cards": cards,
         "strip": [
             {"title": "Worst case per image, over everything that was run",
              "numbers": numbers("worst_case")},
             {"title": "Clean accuracy, no attack", "numbers": numbers("clean")},
+            *rounded,
         ],
     }  # fmt: skip
 
@@ -215,7 +109,7 @@ def _table(summary: Summary) -> dict[str, Any]:
         heading = words.attacker_heading(attacker, has_defense)
         label = f"Accuracy under each attack, {heading.subtitle}"
         drawn = charts.accuracy_chart(rows, attacker, subjects, label)
-        panels.append({"heading": heading, "chart": _markup(drawn)})
+        panels.append({"heading": heading, "chart": markup(drawn)})
     return {
         "attackers": [words.attacker_heading(name, has_defense) for name in attackers],
         "subjects": [(s, words.subject_name(s, has_defense)) for s in subjects],
@@ -248,7 +142,7 @@ def _gains(summary: Summary) -> list[dict[str, Any]]:
                 "baseline": words.percent(gain["baseline"]),
                 "target": words.percent(gain["target"]),
                 "points": words.points(gain["difference"]),
-                "bar": _markup(charts.diverging_bar(gain["difference"], kind, reach)),
+                "bar": markup(charts.diverging_bar(gain["difference"], kind, reach)),
                 "only_target": f"{gain['only_target']:,}",
                 "only_baseline": f"{gain['only_baseline']:,}",
                 "p": words.p_value(gain["mcnemar_p"]),
@@ -273,13 +167,15 @@ def _attacks(summary: Summary) -> dict[str, Any]:
         settings = words.settings_text(attack.get("settings") or {}, random=random)
         oblivious = attack["attacker"] == "oblivious"
         # An oblivious attack is made once and scored on both models.
-        key = (attack["name"], oblivious or attack["subject"], attack["backward"])
+        goal = attack.get("goal", "wrong")
+        key = (attack["name"], oblivious or attack["subject"], attack["backward"], goal)
         seconds[key] = max(seconds.get(key, 0.0), attack.get("seconds") or 0.0)
         groups.setdefault((attack["name"], settings), []).append(
             {
                 "attacker": attack["attacker"],
                 "subject": words.subject_name(attack["subject"], has_defense),
                 "backward": attack["backward"],
+                "goal": goal,
                 "stop": attack["stop"].replace("-", " "),
                 "accuracy": words.percent(accuracy),
                 "interval": words.interval(accuracy),
@@ -291,6 +187,7 @@ def _attacks(summary: Summary) -> dict[str, Any]:
                 "seconds": _plain(attack.get("seconds"), "{:,.1f}"),
             }
         )
+    goals = any(row["goal"] != "wrong" for rows in groups.values() for row in rows)
     leaks = any(row["leak"] != "none" for rows in groups.values() for row in rows)
     return {
         "groups": [
@@ -298,6 +195,8 @@ def _attacks(summary: Summary) -> dict[str, Any]:
             for (name, settings), rows in groups.items()
         ],
         "leaks": leaks,
+        "goals": goals,
+        "count": sum(map(len, groups.values())),
         "seconds": f"{sum(seconds.values()):,.0f}",
         "help": COLUMN_HELP,
     }
@@ -315,6 +214,7 @@ def _cost(summary: Summary) -> dict[str, Any] | None:
     return {
         "target": _plain(cost.get("target_ms_per_image"), "{:.3g} ms"),
         "baseline": _plain(cost.get("baseline_ms_per_image"), "{:.3g} ms"),
+        "memory": words.memory_line(cost, summary["has_defense"]),
         "ratio": None if ratio is None else f"{ratio:.2f}\N{MULTIPLICATION SIGN}",
         "batch_size": cost.get("batch_size"),
         "note": (cost.get("note") or "").rstrip("."),
@@ -327,9 +227,11 @@ def _settings(summary: Summary) -> list[dict[str, Any]]:
     audit = {
         "threat": summary["threat"],
         "attackers": summary["attackers"],
+        "suite": summary.get("suite"),
         "seed": summary["seed"],
         "batch size": summary["batch_size"],
         "draws per answer": summary.get("scoring_draws", 1),
+        "draws to select the worst attack": summary.get("selection_draws"),
         "settings hash": summary["settings_hash"],
         "digest": summary.get("digest"),
     }
@@ -343,11 +245,88 @@ def _settings(summary: Summary) -> list[dict[str, Any]]:
     return [{"title": title, "rows": words.settings_rows(values)} for title, values in groups]
 
 
-def html_page(summary: Summary, cases: Sequence[Case]) -> str:
+def section_view(section: Section) -> dict[str, Any]:
+    """What the template draws of a section."""
+    return {
+        "id": section.id,
+        "title": section.title,
+        "nav": section.nav or section.title,
+        "words": section.words,
+        "charts": [{"title": chart.title, "svg": markup(chart.svg)} for chart in section.charts],
+        "tables": [_table_view(table) for table in section.tables],
+        "folded": [_table_view(table) for table in section.folded],
+        "fold_title": section.fold_title,
+    }
+
+
+def _table_view(table: Table) -> dict[str, Any]:
+    sides = ["" if k < table.texts else "num" for k in range(len(table.columns))]
+    return {
+        "caption": table.caption,
+        "columns": list(zip(table.columns, sides, strict=True)),
+        "rows": [
+            [(cell, f"{side} {cell.kind}".strip()) for cell, side in zip(row, sides, strict=True)]
+            for row in table.rows
+        ],
+    }
+
+
+def _rejection(summary: Summary) -> dict[str, Any] | None:
+    """The headline of a detector that rejects: wrong and not flagged."""
+    facts = summary.get("rejection")
+    if not facts:
+        return None
+    ours, theirs = facts["wrong_unflagged"], facts.get("baseline_wrong") or {}
+
+    def pair(title: str, *path: str) -> dict[str, Any]:
+        found = []
+        for values in (ours, theirs):
+            value: Any = values
+            for key in path:
+                value = (value or {}).get(key)
+            found.append((words.rate(value), words.rate_interval(value)))
+        return {"title": title, "target": found[0], "baseline": found[1]}
+
+    figures = [
+        pair(words.attacker_heading(attacker, True).title, "worst_by_attacker", attacker)
+        for attacker in words.ATTACKER_ORDER
+        if attacker in summary["attackers"]
+    ]
+    figures += [pair("Worst case", "worst_case"), pair("No attack", "clean")]
+    rate, kept = facts.get("false_positive_rate"), facts.get("right_unflagged_clean")
+    gain = facts.get("gain")
+    told = ""
+    if gain:
+        less = "fewer" if gain["difference"] >= 0 else "more"
+        told = (
+            f"Over everything that was run, {abs(100 * gain['difference']):.1f} points {less} "
+            f"images are fooled than undefended: {words.verdict(gain)} "
+            f"(McNemar p {words.p_value(gain['mcnemar_p'])})."
+        )
+    return {
+        "figures": figures,
+        "false_positive": (words.rate(rate), words.rate_interval(rate)),
+        "kept": (words.rate(kept), words.rate_interval(kept)),
+        "told": told,
+    }
+
+
+def _records(records: bytes | None) -> dict[str, Any] | None:
+    if records is None:
+        return None
+    inline = None
+    if len(records) <= LARGEST_INLINE:
+        # Not image/*, and named by the link's download attribute: browsers save it.
+        kind = "application/vnd.apache.parquet"
+        inline = markup(f"data:{kind};base64,{base64.b64encode(records).decode('ascii')}")
+    return {"name": NAME, "size": words.size(len(records)), "inline": inline}
+
+
+def html_page(summary: Summary, cases: Sequence[Case], records: bytes | None = None) -> str:
     """Render a checked summary; see :func:`unperturb.audit.report.render_html`."""
     has_defense = summary["has_defense"]
-    return _template().render(
-        style=_markup(_asset("report.css")),
+    return template("report.html.j2").render(
+        style=markup(asset("report.css")),
         title=summary["title"],
         setting=words.setting_line(summary, " \N{MIDDLE DOT} "),
         has_defense=has_defense,
@@ -356,16 +335,19 @@ def html_page(summary: Summary, cases: Sequence[Case]) -> str:
         incomplete=words.INCOMPLETE,
         lesson=summary["lesson"],
         headline=_headline(summary),
+        rejection=_rejection(summary),
         flags=summary["flags"],
         no_flag=words.NO_FLAG,
         notes=summary["notes"],
         table=_table(summary),
         gains=_gains(summary),
-        cases=_cases(cases, summary) if cases else None,
+        sections=[section_view(section) for section in sections(summary)],
+        cases=case_views(cases, summary) if cases else None,
         attacks=_attacks(summary),
         cost=_cost(summary),
         settings=_settings(summary),
         digest=summary.get("digest"),
+        records=_records(records),
         command=summary.get("command"),
         glossary=GLOSSARY,
     )

@@ -75,6 +75,23 @@ def table_text(summary: Summary) -> str:
         if attacker not in attackers:
             heading = words.attacker_heading(attacker, has_defense)
             lines += _wrap(f"{heading.title} ({heading.subtitle}): {words.NOT_RUN}")
+    if words.draws_line(summary):
+        lines += _wrap(words.draws_line(summary))
+    rejection = summary.get("rejection")
+    if rejection:
+        worst, rate = (
+            rejection["wrong_unflagged"].get("worst_case"),
+            rejection.get("false_positive_rate"),
+        )
+        lines += _wrap(
+            f"Wrong and not flagged, worst case: {words.rate(worst)} "
+            f"[{words.rate_interval(worst, '-')}]; clean images rejected: {words.rate(rate)}"
+        )
+    for entry in summary.get("outside") or []:
+        lines += _wrap(
+            f"Images from {entry['name']}: {entry['n']:,} scored, {entry['inside']:,} inside the "
+            f"ball; accuracy {words.percent(entry['target'])}"
+        )
     flags = summary["flags"]
     lines += _wrap(f"Red flags: {len(flags)}" if flags else "Red flags: none (not a proof)")
     for flag in flags:

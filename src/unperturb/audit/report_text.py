@@ -18,17 +18,22 @@ __all__ = [
     "columns",
     "count",
     "distance",
+    "draws_line",
     "flatten",
     "interval",
+    "memory_line",
     "norm_name",
     "ordered_attacks",
     "p_value",
     "percent",
     "points",
+    "rate",
+    "rate_interval",
     "setting_line",
     "settings_rows",
     "settings_text",
     "share",
+    "size",
     "subject_name",
     "verdict",
 ]
@@ -161,6 +166,21 @@ def share(value: float | None, n: int) -> str:
     return "none" if value is None else f"{100 * value:.{_decimals(n)}f}%"
 
 
+def rate(value: Mapping[str, Any] | None) -> str:
+    """A share of images in percent; ``none`` where there is no such image.
+
+    Example:
+        >>> rate({"rate": 0.05, "n": 100}), rate(None)
+        ('5.0%', 'none')
+    """
+    return "none" if value is None else percent({"accuracy": value["rate"], "n": value["n"]})
+
+
+def rate_interval(value: Mapping[str, Any] | None, dash: str = "\N{EN DASH}") -> str:
+    """Its 95 % interval; empty where there is none."""
+    return "" if value is None else interval(value, dash)
+
+
 def count(accuracy: Accuracy | None) -> str:
     """``820 of 1,000``; empty where not run."""
     return "" if accuracy is None else f"{accuracy['correct']:,} of {accuracy['n']:,}"
@@ -222,6 +242,51 @@ def distance(value: float | None, norm: str) -> str:
     return f"{round(255 * value, 2):g}/255" if norm == "linf" else f"{value:.3g}"
 
 
+def size(count: int) -> str:
+    """Bytes as people read them.
+
+    Example:
+        >>> size(812), size(41_700), size(12_300_000)
+        ('812 bytes', '42 kB', '12.3 MB')
+    """
+    if count < 1000:
+        return f"{count} bytes"
+    return f"{count / 1e3:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
+def draws_line(summary: Summary) -> str:
+    """Worst case of a random defense on one draw and over many, in one line; else empty."""
+    facts = summary.get("random") or {}
+    row = next((row for row in facts.get("rows", ()) if row["what"] == "worst case"), None)
+    if row is None:
+        return ""
+    draws = facts["draws"]
+    return (
+        f"The defense is random; these are majority answers of {draws} fresh draws. Worst case on "
+        f"a single draw {percent(row['single'])}, worst of {draws} draws "
+        f"{percent(row['worst_of_n'])}, majority {percent(row['majority'])}."
+    )
+
+
+def memory_line(cost: Mapping[str, Any], has_defense: bool) -> str:
+    """Peak memory of an answer in one line; empty where it was not measured.
+
+    Example:
+        >>> memory_line({"target_peak_mb": 1.5, "baseline_peak_mb": 0.5, "memory_ratio": 3.0}, True)
+        'Peak memory for each image: 1.50 MB against 0.500 MB, 3.00× as much.'
+    """
+    ours, theirs = cost.get("target_peak_mb"), cost.get("baseline_peak_mb")
+    if ours is None:
+        return ""
+    note = (cost.get("memory_note") or "").rstrip(".")
+    note = f" ({note})" if note else ""
+    if not has_defense or theirs is None:
+        return f"Peak memory for each image: {ours:#.3g} MB{note}."
+    ratio = cost.get("memory_ratio")
+    times = "" if ratio is None else f", {ratio:.2f}\N{MULTIPLICATION SIGN} as much"
+    return f"Peak memory for each image: {ours:#.3g} MB against {theirs:#.3g} MB{times}{note}."
+
+
 def setting_line(summary: Summary, separator: str, *, ascii_only: bool = False) -> str:
     """The audit's setting in one line: images, threat model, seed, digest."""
     data, threat = summary["data"], summary["threat"]
@@ -243,10 +308,14 @@ def ordered_attacks(summary: Summary) -> list[Mapping[str, Any]]:
         summary["attacks"],
         key=lambda a: (
             names.index(a["name"]),
-            ATTACKER_ORDER.index(a["attacker"]),
+            ATTACKER_ORDER.index(a["attacker"]) if a["attacker"] in ATTACKER_ORDER else 9,
             a["subject"] == "target",
         ),
     )
+
+
+# Facts of an attack that other columns show, or that follow from its name.
+_FACTS = ("name", "rules", "gradients", "access", "bound", "only")
 
 
 def settings_text(settings: Mapping[str, Any], *, random: bool = True) -> str:
@@ -260,21 +329,24 @@ def settings_text(settings: Mapping[str, Any], *, random: bool = True) -> str:
         >>> settings_text({"name": "pgd-20", "steps": 20, "step_size": 0.25, "random_start": True})
         '20 steps of 0.25 eps, random start'
     """
-    rest = {k: v for k, v in settings.items() if k != "name" and (random or k != "draws")}
-    parts = []
+    rest = {k: v for k, v in settings.items() if k not in _FACTS and (random or k != "draws")}
+    access, bound = settings.get("access", "gradients"), settings.get("bound", "threat")
+    parts = {"scores": ["sees scores only"], "labels": ["sees labels only"]}.get(access, [])
+    parts = parts + {"minimal": ["minimal norm"], "own": ["bound of its own"]}.get(bound, [])
     if "steps" in rest:
         steps, size = rest.pop("steps"), rest.pop("step_size", None)
-        parts.append(f"{steps:,} step{'s' if steps != 1 else ''}")
-        parts[-1] += "" if size is None else f" of {size:g} eps"
+        told = f"{steps:,} step{'s' if steps != 1 else ''}"
+        parts.append(told + (f" of {size:g} eps" if isinstance(size, int | float) else ""))
     if rest.pop("random_start", False):
         parts.append("random start")
     for name, silent in (("momentum", 0), ("restarts", 1), ("draws", 1)):
         value = rest.pop(name, silent)
         if value != silent:
-            parts.append(f"{name} {value:g}")
+            parts.append(f"{name} {_plain(value)}")
     if "loss" in rest:
         parts.append(f"loss {rest.pop('loss')}")
-    return ", ".join([*parts, *(f"{key} {value}" for key, value in sorted(rest.items()))])
+    others = (f"{key.replace('_', ' ')} {_plain(value)}" for key, value in sorted(rest.items()))
+    return ", ".join([*parts, *others])
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from unperturb.audit.images import load_cases
 from unperturb.audit.plan import plan_units
-from unperturb.audit.store import Store, digest_rows
+from unperturb.audit.store import WHOLE, Store, digest_rows
 from unperturb.audit.summary import summarize
 
 __all__ = ["AuditResult", "read_result"]
@@ -35,7 +36,9 @@ class AuditResult:
         finished = [u for u in self.units if self.store.has(u)]
         digest = None
         if len(finished) == len(self.units):
-            digest = digest_rows(self.rows, self.plan["settings_hash"])
+            digest = digest_rows(
+                self.rows, self.plan["settings_hash"], self.plan["settings"]["schema_version"]
+            )
             self.store.check(digest)
         timings = self.store.timings(finished)
         return summarize(
@@ -88,11 +91,12 @@ class AuditResult:
                 if attack["subject"] == "target"
             ],
             "complete": self.complete,
+            "left_out": self.summary["left_out"],
             "digest": self.digest,
         }
 
     def save_report(self, folder: str | Path | None = None) -> list[Path]:
-        """Write ``report.html``, ``report.md`` and ``report.json``.
+        """Write ``report.html``, ``report.md``, ``report.json`` and ``records.parquet``.
 
         Args:
             folder: Where; the records' own folder by default.
@@ -100,7 +104,21 @@ class AuditResult:
         from unperturb.audit.report import write_reports
 
         cases = load_cases(self.store, self.plan, self.units, self.rows)
-        return write_reports(self.summary, cases, Path(folder or self.store.folder))
+        return write_reports(
+            self.summary, cases, Path(folder or self.store.folder), self._records()
+        )
+
+    def _records(self) -> bytes:
+        """All rows as one Parquet file: the store's own, if it is still what was written."""
+        from unperturb.audit.report import records_bytes
+
+        whole, manifest = self.store.folder / WHOLE, self.store.manifest()
+        if manifest is not None and whole.exists():
+            content = whole.read_bytes()
+            if hashlib.sha256(content).hexdigest() == manifest["files"].get(WHOLE):
+                return content
+        facts = {"settings_hash": self.plan["settings_hash"], "digest": self.digest or "none"}
+        return records_bytes(self.rows, facts)
 
 
 def _of(acc: dict[str, Any] | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -10,7 +9,7 @@ import pickle
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -28,8 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unperturb.attacks import Attack, Surface, resolve_attacks
-from unperturb.audit.cost import cost_ratio, preview
+from unperturb.attacks import Attack, Surface
+from unperturb.audit.arsenal import Arsenal, adaptive_backwards, adaptive_goals, arsenal
+from unperturb.audit.benign import BENIGN
+from unperturb.audit.cost import announcement, cost_ratio
+from unperturb.audit.given import read_given
 from unperturb.audit.plan import ATTACKERS, Plan, Unit, environment, plan_units
 from unperturb.audit.result import AuditResult
 from unperturb.audit.store import Store, digest_rows
@@ -40,6 +42,7 @@ from unperturb.defense import Defense
 from unperturb.errors import ConfigError, InputError, UnperturbError
 from unperturb.files import short_paths, write_json
 from unperturb.progress import progress
+from unperturb.randomness import Keys
 from unperturb.threat import Threat
 
 __all__ = ["audit", "complete"]
@@ -78,6 +81,8 @@ def audit(
     device: torch.device | str | None = None,
     name: str | None = None,
     data: dict[str, Any] | None = None,
+    probe_images: int | None = None,
+    outside: Mapping[str, str | Path | Tensor] | None = None,
     show: bool = False,
     announce: Callable[[str], None] | None = None,
 ) -> AuditResult:
@@ -97,10 +102,12 @@ def audit(
         attacks: A suite, a comma-separated list of names, or attacks.
         attackers: Some of ``oblivious`` and ``adaptive``.
         ids: Names of the images; random numbers are keyed by them. Positions by default.
-        baseline: What gains are measured against; the defense's own classifier by default.
+        baseline: What gains are measured against, a classifier or a defense; the defense's own
+            classifier by default.
         seed: Seed of all random numbers.
         batch_size: Images in a unit; part of the plan.
-        scoring_draws: Fresh draws on which a random defense is scored.
+        scoring_draws: Fresh draws on which a random defense is scored; its worst attack per image
+            is selected on as many others.
         gradient_draws: Draws averaged in each gradient of a random defense (EOT).
         keep_images: ``worst`` (per image and attacker), ``all`` or ``none``.
         out: Folder of the records. An audit that finds its own records there goes on from them.
@@ -111,6 +118,11 @@ def audit(
         device: Where to compute; where the defense is by default.
         name: Name of the target in the report.
         data: Source, split, classes and fingerprint of the images, for the record.
+        probe_images: Images, from the first, on which the strength of one attack is varied: the
+            security curve, a huge eps, more steps, more draws. What the suite says by default (a
+            list of attacks has none); 0 for none.
+        outside: Adversarial images made by any other tool, by name: a folder, a file or a tensor
+            in the order of the images; see ``unperturb.audit.outside``.
         show: Show a progress bar with the time left.
         announce: Is told, in words, what the audit will cost before it starts.
 
@@ -140,19 +152,22 @@ def audit(
         check_device(device)
     target = defense if isinstance(defense, Defense) else as_classifier(defense)
     classifier = target.classifier if isinstance(target, Defense) else target
-    compared = classifier if baseline is None else as_classifier(baseline)
+    compared: Defense | Classifier = classifier
+    if baseline is not None:
+        compared = baseline if isinstance(baseline, Defense) else as_classifier(baseline)
     has_defense = compared is not target
-    if "oblivious" in attackers and compared.fingerprint() != classifier.fingerprint():
-        raise ConfigError(
-            "The baseline is another network, and the oblivious attacker would attack that one",
-            expected="the defense's own classifier as the baseline of an oblivious attacker",
-            fix='attackers=("adaptive",)',
-        )
+    own_baseline = compared.fingerprint() == classifier.fingerprint()
     if device is not None:
         target, compared = target.to(device), compared.to(device)
-    for module in (classifier, compared):
+    for module in (classifier, compared.classifier if isinstance(compared, Defense) else compared):
         module.check(images)
+    for subject in (target, compared):
+        if isinstance(subject, Defense) and subject.detector is not None:
+            # A detector without a threshold is refused before anything is written.
+            subject.detector.slack(images.new_zeros(1))
     check_labels(labels, count=len(images), num_classes=classifier.num_classes)
+    for subject in (target, compared):
+        _check_repeatable(subject, images[:64])
     if workers < 1:
         raise ConfigError(f"workers is {workers}", expected="at least 1")
     if time_budget is not None and not time_budget > 0:
@@ -162,32 +177,56 @@ def audit(
     )
     if len(named) != len(images):
         raise InputError(f"{len(named)} ids for {len(images)} images", expected="one for each")
-    chosen = {a.name: a for a in resolve_attacks(attacks, draws=gradient_draws)}
-    stochastic = isinstance(target, Defense) and target.stochastic
+    chosen = arsenal(
+        attacks, target, threat, attackers=attackers, gradient_draws=gradient_draws,
+        probe_images=probe_images, shape=tuple(images.shape), baseline=compared,
+    )  # fmt: skip
+    stochastic = any(isinstance(m, Defense) and m.stochastic for m in (target, compared))
+    given = read_given(outside or {}, named, images, threat)
     plan = Plan(
-        attacks=tuple(a.to_dict() for a in chosen.values()),
+        attacks=chosen.facts,
         attackers=_attackers(attackers),
         norm=threat.norm,
         eps=threat.eps,
         seed=seed,
         batch_size=min(batch_size, len(images)) if batch_size > 0 else batch_size,
         scoring_draws=scoring_draws if stochastic else 1,
-        backwards=target.purifier.adaptive if isinstance(target, Defense) else ("exact",),
+        backwards=adaptive_backwards(target),
         keep_images=keep_images,
         ids=named,
         target=_subject(target, name),
-        baseline=_subject(compared, "undefended classifier"),
+        baseline=_subject(compared, "undefended classifier" if own_baseline else "baseline"),
         has_defense=has_defense,
         data=_data(data, images, labels),
+        own_baseline=own_baseline,
+        goals=adaptive_goals(target),
+        baseline_backwards=adaptive_backwards(compared),
+        baseline_goals=adaptive_goals(compared),
+        benign=_benign(chosen, own_baseline=own_baseline) if has_defense else (),
+        control=chosen.control if has_defense else None,
+        probe=chosen.probing,
+        outside=tuple(facts for facts, _ in given.values()),
+        suite=chosen.suite,
     )
     where = next(compared.parameters(), images).device
-    bench = Bench(target, compared, images.to(where), labels.to(where), plan, chosen)
+    bench = Bench(
+        target, compared, images.to(where), labels.to(where), plan, chosen.attacks,
+        {name: images for name, (_, images) in given.items()},
+    )  # fmt: skip
     temporary = None
     if out is None:
         temporary = tempfile.TemporaryDirectory(prefix="unperturb-")
         out = temporary.name
     store = Store(Path(out))
     everything = plan.units()
+    for surface, attack in {
+        (u.subject, u.backward, u.goal, u.attack): (bench.surface(u), u.attack)
+        for u in everything
+        if u.kind in ("attack", "probe")
+    }.values():
+        check = getattr(chosen.attacks[attack], "check", None)
+        if check is not None:
+            check(surface, threat)
     mine = everything if shard is None else _cut(shard).of(everything)
     with store.locked(), _deterministic(where):
         store.begin(plan, labels.tolist(), environment(where))
@@ -195,13 +234,38 @@ def audit(
         if todo:
             store.reopen()
         if todo and announce is not None:
-            announce(_announcement(bench, todo, len(mine), workers))
+            announce(announcement(bench, todo, len(mine), workers))
         _run_units(bench, store, todo, workers, time_budget, show)
         if has_defense and not (store.folder / "cost.json").exists():
             batch = bench.images[: plan.batch_size]
             write_json(store.folder / "cost.json", cost_ratio(target, compared, batch))
         complete(store)
     return AuditResult(store, _keep=temporary)
+
+
+def _check_repeatable(subject: Defense | Classifier, images: Tensor) -> None:
+    """Refuse randomness that no key names: nothing about it could be repeated or averaged.
+
+    Raises:
+        ConfigError: Two passes on equal images differ by more than rounding.
+    """
+    where = next(subject.parameters(), images).device
+    keys = Keys.of(0, [str(i) for i in range(len(images))], domain="check")
+    surface = Surface(subject)
+    with torch.no_grad():
+        one, two = (surface.terms(images.to(where), keys).scores for _ in range(2))
+    if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * float(one.abs().max()), equal_nan=True):
+        raise ConfigError(
+            "The classifier answers differently on equal images, and no draw is named for it",
+            expected="a module that gives equal scores to equal images in eval mode",
+            fix="put what is random into a Purifier with stochastic = True, drawing by ctx.noise",
+        )
+
+
+def _benign(chosen: Arsenal, *, own_baseline: bool) -> tuple[str, ...]:
+    """Changes that are no attack; a small one is made on the classifier that both share."""
+    small = chosen.control is not None and own_baseline
+    return (*BENIGN, *(["small-eps"] if small else []))
 
 
 def _attackers(named: Sequence[str]) -> tuple[str, ...]:
@@ -256,25 +320,11 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    tf32 = torch.backends.cudnn.allow_tf32
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
+    ):
         yield
-
-
-def _announcement(bench: Bench, todo: list[Unit], total: int, workers: int) -> str:
-    size = bench.plan.batch_size
-    surfaces = {
-        (unit.subject, unit.backward): Surface(bench._victim(unit), backward=unit.backward)
-        for unit in todo
-        if unit.kind == "attack"
-    }
-    seconds = preview(
-        surfaces, bench.images[:size], bench.labels[:size], bench.keys[:size], bench.plan,
-        bench.attacks, todo,
-    )  # fmt: skip
-    done = f", {total - len(todo)} are done" if total > len(todo) else ""
-    shown = max(1, math.ceil(seconds / workers))
-    spelled = f"{shown} s" if shown < 90 else f"{math.ceil(shown / 60)} min"
-    return f"{total} units of work{done}; the rest takes at most about {spelled}"
 
 
 def _run_units(
@@ -325,9 +375,41 @@ def _do(
 _WORKER: tuple[Bench, Store] | None = None
 
 
-def _begin_worker(bench: Bench, store: Store, threads: int) -> None:
+@dataclass(frozen=True)
+class _Numerics:
+    """What of this process decides the bits of a result: workers take it over."""
+
+    threads: int
+    matmul: str
+    deterministic: bool
+    warn_only: bool
+    cudnn_tf32: bool
+    matmul_tf32: bool
+
+    @classmethod
+    def here(cls) -> _Numerics:
+        return cls(
+            torch.get_num_threads(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cuda.matmul.allow_tf32,
+        )
+
+    def apply(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.matmul)
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+        torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
+        torch.backends.cuda.matmul.allow_tf32 = self.matmul_tf32
+        # As the audit itself runs; see ``_deterministic``.
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+
+
+def _begin_worker(bench: Bench, store: Store, numerics: _Numerics) -> None:
     global _WORKER
-    torch.set_num_threads(threads)
+    numerics.apply()
     _WORKER = (bench, store)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -350,7 +432,7 @@ def _run_parallel(
 ) -> None:
     """Hand units to processes one at a time, so that a time budget can stop between them."""
     try:
-        pickle.dumps((bench.subjects, bench.victim))
+        pickle.dumps((bench.subjects, bench.baseline))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"The defense cannot be sent to {workers} worker processes: {error}",
@@ -358,7 +440,7 @@ def _run_parallel(
             fix="use workers=1, or move them out of __main__ and out of functions",
         ) from error
     context = multiprocessing.get_context("spawn")
-    arguments = (bench, store, torch.get_num_threads())
+    arguments = (bench, store, _Numerics.here())
     try:
         with ProcessPoolExecutor(workers, context, _begin_worker, arguments) as pool:
             waiting = iter(todo)
@@ -390,5 +472,7 @@ def complete(store: Store) -> bool:
         plan = store.plan()
         rows = store.rows(units)
         keep_worst(store, plan, units, rows)
-        store.finish(units, digest_rows(rows, plan["settings_hash"]))
+        store.write_whole(rows)
+        version = plan["settings"]["schema_version"]
+        store.finish(units, digest_rows(rows, plan["settings_hash"], version))
     return True

@@ -1,22 +1,40 @@
-"""Intervals and tests for accuracies: Wilson, and McNemar for paired answers."""
+"""Intervals and tests for shares of images: Wilson, McNemar for paired answers, AUROC."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["McNemar", "accuracy", "mcnemar", "wilson"]
+__all__ = [
+    "Bools",
+    "Floats",
+    "McNemar",
+    "accuracy",
+    "auroc",
+    "compare",
+    "mcnemar",
+    "mean",
+    "rate",
+    "wilson",
+]
 
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
-def wilson(correct: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(correct: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion.
 
+    ``(p + z^2/2n -+ z sqrt(p(1 - p)/n + z^2/4n^2)) / (1 + z^2/n)`` (Wilson 1927). For a mean of
+    shares in [0, 1] in place of a proportion it is too wide rather than too narrow: nothing in
+    [0, 1] varies more than zeros and ones of the same mean.
+
     Args:
-        correct: Successes, 0 to n.
+        correct: Successes, 0 to n; or a sum of shares.
         n: Trials, at least 1.
         confidence: Coverage.
 
@@ -28,13 +46,17 @@ def wilson(correct: int, n: int, *, confidence: float = 0.95) -> tuple[float, fl
         >>> round(low, 4), round(high, 4)
         (0.4038, 0.5962)
     """
-    from scipy.stats import binomtest
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    p, square = correct / n, z * z / n
+    middle = p + square / 2
+    half = math.sqrt(square * (p * (1 - p) + square / 4))
+    # At 0 and n one end is the proportion itself, which rounding would miss.
+    low = 0.0 if correct == 0 else max((middle - half) / (1 + square), 0.0)
+    high = 1.0 if correct == n else min((middle + half) / (1 + square), 1.0)
+    return low, high
 
-    found = binomtest(correct, n).proportion_ci(confidence_level=confidence, method="wilson")
-    return float(found.low), float(found.high)
 
-
-def accuracy(correct: Bools) -> dict[str, object] | None:
+def accuracy(correct: Bools) -> dict[str, Any] | None:
     """Accuracy with its Wilson 95 % interval; None where there is no image."""
     n = len(correct)
     if not n:
@@ -48,6 +70,37 @@ def accuracy(correct: Bools) -> dict[str, object] | None:
     }
 
 
+def mean(shares: Floats) -> dict[str, Any] | None:
+    """Mean of shares in [0, 1], one for each image, in the form of ``accuracy``.
+
+    Its interval is Wilson's for as many images: where an image's share is no zero or one, it is
+    wider than need be.
+    """
+    n = len(shares)
+    if not n:
+        return None
+    total = float(shares.sum())
+    return {"accuracy": total / n, "correct": total, "n": n, "interval": list(wilson(total, n))}
+
+
+def rate(hit: Bools) -> dict[str, Any] | None:
+    """A share of images that is no accuracy, with its Wilson 95 % interval.
+
+    Example:
+        >>> rate(np.array([True, False]))["count"]
+        1
+    """
+    found = accuracy(hit)
+    if found is None:
+        return None
+    return {
+        "rate": found["accuracy"],
+        "count": found["correct"],
+        "n": found["n"],
+        "interval": found["interval"],
+    }
+
+
 class McNemar(NamedTuple):
     """Paired comparison of two sets of answers on the same images."""
 
@@ -57,7 +110,7 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first: Bools, second: Bools) -> McNemar:
-    """Exact McNemar test of paired answers.
+    """Exact McNemar test of paired answers: ``min(1, 2 P[B(b + c, 1/2) <= min(b, c)])``.
 
     Args:
         first: Which images the first gets right, (N,) bool.
@@ -67,9 +120,50 @@ def mcnemar(first: Bools, second: Bools) -> McNemar:
         >>> mcnemar(np.array([True] * 10), np.array([False] * 10)).p
         0.001953125
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr
 
     one = int(np.count_nonzero(first & ~second))
     two = int(np.count_nonzero(second & ~first))
-    p = 1.0 if one + two == 0 else float(binomtest(one, one + two, 0.5).pvalue)
+    p = 1.0 if one == two else min(1.0, 2 * float(bdtr(min(one, two), one + two, 0.5)))
     return McNemar(one, two, p)
+
+
+def compare(what: str, target: Bools, baseline: Bools) -> dict[str, Any]:
+    """Paired comparison of the target with the baseline on the same images, by what is compared.
+
+    Example:
+        >>> compare("clean", np.array([True, True]), np.array([True, False]))["difference"]
+        0.5
+    """
+    test = mcnemar(target, baseline)
+    return {
+        "what": what,
+        "target": accuracy(target),
+        "baseline": accuracy(baseline),
+        "difference": float(target.mean() - baseline.mean()),
+        "only_target": test.only_first,
+        "only_baseline": test.only_second,
+        "mcnemar_p": test.p,
+    }
+
+
+def auroc(negatives: Floats, positives: Floats) -> float | None:
+    """Area under the ROC curve: ``P[positive > negative] + P[equal]/2``, exactly, by ranks.
+
+    Args:
+        negatives: Scores of clean images (M,).
+        positives: Scores of attacked ones (N,); greater is more suspicious.
+
+    Returns:
+        The area in [0, 1], or None where one of them is empty.
+
+    Example:
+        >>> auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0]))
+        0.875
+    """
+    if not len(negatives) or not len(positives):
+        return None
+    known = np.sort(negatives)
+    below = np.searchsorted(known, positives, side="left")
+    upto = np.searchsorted(known, positives, side="right")
+    return float((below + upto).sum() / (2 * len(negatives) * len(positives)))

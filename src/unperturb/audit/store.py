@@ -4,6 +4,7 @@ Layout of an audit's folder::
 
     plan.json                 settings, their hash, environment, image ids and labels
     rows/00007.parquet        one row for each (image, subject, draw): its presence ends the unit
+    rows.parquet              the same rows in one file, sorted: quick to read (once all is done)
     pixels/00007.safetensors  adversarial images of the unit, and what the pictures need
     timings/00007.json        seconds: kept apart, they are not part of the digest
     images/ATTACKER.safetensors  worst image for each image and attacker (once all is done)
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from unperturb.audit.plan import SCHEMA_VERSION, Plan, Unit, differences
+from unperturb.audit.plan import READABLE, SCHEMA_VERSION, Plan, Unit, differences
 from unperturb.errors import OutputError, RecordError
 from unperturb.files import write_atomic, write_json, write_tensors
 
@@ -42,22 +43,41 @@ COLUMNS: dict[str, str] = {
     "attacker": "string",
     "backward": "string",
     "rule": "string",
+    "goal": "string",
+    "eps": "float64",
+    "purpose": "string",
     "draw": "int32",
     "label": "int32",
     "prediction": "int32",
     "correct": "bool",
     "flagged": "bool",
     "correct_8bit": "bool",
+    "inside": "bool",
     "margin": "float32",
+    "detector": "float32",
     "linf": "float32",
     "l2": "float32",
+    "measure": "float32",
     "queries": "int32",
+    "gradients": "int32",
     "zero_gradients": "int32",
     "nan_gradients": "int32",
     "pixels": "string",
 }
-"""Columns of a row and their types; ``pixels`` is the first half of the SHA-256 of the image's
-float32 bytes, in C order."""
+"""Columns of a row and their types.
+
+``eps`` is the size the attack was run at; ``purpose`` is ``score`` or, for a random subject, also
+``select`` (draws on which its worst attack is selected, none of which it is scored on); ``inside``
+says whether the image lies in the ball of the threat model; ``detector`` is the detector's score
+and ``measure`` the attack's own measure, NaN where there is none; ``gradients`` are the gradient
+evaluations spent on the image (-1: not known), of which ``zero_gradients`` were zero; ``pixels`` is
+the first half of the SHA-256 of the image's float32 bytes, in C order.
+"""
+
+_NEW = ("goal", "eps", "purpose", "inside", "detector", "measure", "gradients")
+_VERSIONS = {1: {n: kind for n, kind in COLUMNS.items() if n not in _NEW}, 2: COLUMNS}
+
+WHOLE = "rows.parquet"
 
 _REDO = "delete that file and run the same audit again: only its unit is redone"
 
@@ -65,6 +85,7 @@ _TEMPORARY = (
     ".plan.json.*.tmp",
     ".cost.json.*.tmp",
     ".manifest.json.*.tmp",
+    f".{WHOLE}.*.tmp",
     *(f"{part}/.*.tmp" for part in ("rows", "pixels", "timings", "images")),
 )
 
@@ -77,10 +98,12 @@ _PARQUET: dict[str, Any] = {
     "use_dictionary": [n for n, kind in COLUMNS.items() if kind == "string"],
 }
 
-_SORT = ("subject", "attack", "attacker", "backward", "image_id", "draw")
+_SORT = (
+    "subject", "attack", "attacker", "backward", "goal", "eps", "image_id", "purpose", "draw"
+)  # fmt: skip
 
 
-def _schema() -> pa.Schema:
+def _schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     import pyarrow as pa
 
     types = {
@@ -88,9 +111,52 @@ def _schema() -> pa.Schema:
         "int32": pa.int32(),
         "bool": pa.bool_(),
         "float32": pa.float32(),
+        "float64": pa.float64(),
     }
-    meta = {"schema_version": str(SCHEMA_VERSION)}
-    return pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()], metadata=meta)
+    columns = _VERSIONS[version]
+    meta = {"schema_version": str(version)}
+    return pa.schema([(name, types[kind]) for name, kind in columns.items()], metadata=meta)
+
+
+def _arrays(table: pa.Table) -> Rows:
+    """Columns as arrays; texts, of which few differ, are made once each."""
+    import pyarrow as pa
+
+    found: Rows = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if pa.types.is_string(column.type) and name != "pixels":
+            coded = column.combine_chunks().dictionary_encode()
+            words = np.array(coded.dictionary.to_pylist(), dtype=object)
+            codes = coded.indices.to_numpy(zero_copy_only=False)
+            found[name] = words[codes] if len(words) else np.array([], dtype=object)
+        else:
+            found[name] = column.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _upgraded(table: pa.Table, eps: float) -> pa.Table:
+    """Rows of the first schema in the columns of this one: what it had no word for is constant."""
+    import pyarrow as pa
+
+    none = [attack == "clean" for attack in table.column("attack").to_pylist()]
+    count = len(none)
+    fresh = {
+        "goal": ["none" if clean else "wrong" for clean in none],
+        "eps": [0.0 if clean else eps for clean in none],
+        "purpose": ["score"] * count,
+        "inside": [True] * count,
+        "detector": [float("nan")] * count,
+        "measure": [float("nan")] * count,
+        "gradients": [-1] * count,
+    }
+    schema = _schema()
+    columns = [fresh[n] if n in fresh else table.column(n) for n in COLUMNS]
+    columns = [
+        pa.array(column, field.type) if isinstance(column, list) else column
+        for column, field in zip(columns, schema, strict=True)
+    ]
+    return pa.table(columns, schema=schema)
 
 
 class Store:
@@ -156,6 +222,13 @@ class Store:
         }
         if path.exists():
             theirs = self.plan()
+            if theirs["settings"]["schema_version"] != SCHEMA_VERSION:
+                raise RecordError(
+                    f"{path} has schema version {theirs['settings']['schema_version']}: it can be "
+                    "read, and not gone on with",
+                    expected=f"schema version {SCHEMA_VERSION}",
+                    fix="choose another --out",
+                )
             # Which images are kept decides no result, but half of them cannot be kept.
             kept = plan.keep_images != theirs["settings"]["keep_images"]
             if theirs["settings_hash"] != ours["settings_hash"] or kept:
@@ -207,10 +280,10 @@ class Store:
             raise RecordError(
                 f"{path} is damaged: {error}", expected="the file that an audit wrote"
             ) from error
-        if version != SCHEMA_VERSION:
+        if version not in READABLE:
             raise RecordError(
                 f"{path} has schema version {version}",
-                expected=f"schema version {SCHEMA_VERSION}",
+                expected=f"schema version {' or '.join(map(str, READABLE))}",
                 fix="read it with the version of unperturb that wrote it",
             )
         return found  # type: ignore[no-any-return]
@@ -248,6 +321,35 @@ class Store:
 
         write_atomic(self._rows_path(unit), write)
 
+    def write_whole(self, rows: Rows) -> None:
+        """Write all rows into one file: thousands of small ones take long to open."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self.plan()["settings"]["schema_version"] != SCHEMA_VERSION:
+            return
+        table = pa.table({name: rows[name] for name in COLUMNS}, schema=_schema())
+
+        def write(path: Path) -> None:
+            with pq.ParquetWriter(path, table.schema, **_PARQUET) as writer:
+                writer.write_table(table)
+                writer.add_key_value_metadata({"schema_version": str(SCHEMA_VERSION)})
+
+        write_atomic(self.folder / WHOLE, write)
+
+    def _whole(self) -> Rows | None:
+        """All rows from the one file, if that and every unit's are still what was written."""
+        manifest = self.manifest()
+        if manifest is None or WHOLE not in manifest["files"]:
+            return None
+        try:
+            if any(_sha256(self.folder / n) != sha for n, sha in manifest["files"].items()):
+                return None
+        except OSError:
+            return None
+        table = self._read(self.folder / WHOLE, SCHEMA_VERSION, _schema())
+        return _arrays(table)
+
     def rows(self, units: Sequence[Unit]) -> Rows:
         """All rows of these units, sorted canonically; unfinished units are left out.
 
@@ -255,41 +357,49 @@ class Store:
             RecordError: A file is damaged.
         """
         import pyarrow as pa
+
+        if len(units) and (whole := self._whole()) is not None:
+            return whole
+        stored = self.plan()["settings"]
+        schema = _schema(stored["schema_version"])
+        tables = [
+            self._read(path, stored["schema_version"], schema)
+            for path in map(self._rows_path, units)
+            if path.exists()
+        ]
+        table = pa.concat_tables(tables) if tables else schema.empty_table()
+        if stored["schema_version"] != SCHEMA_VERSION:
+            table = _upgraded(table, stored["threat"]["eps"])
+        return _arrays(table.sort_by([(name, "ascending") for name in _SORT]))
+
+    def _read(self, path: Path, version: int, schema: pa.Schema) -> pa.Table:
+        """One unit's rows, checked."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        tables = []
-        for unit in units:
-            path = self._rows_path(unit)
-            if not path.exists():
-                continue
-            try:
-                # Not read_table(schema=...), which fills columns that are not there with nulls.
-                table = pq.ParquetFile(path).read()
-            except (pa.ArrowException, OSError) as error:
-                raise RecordError(
-                    f"{path} is damaged: {error}",
-                    expected="the file that an audit wrote",
-                    fix=_REDO,
-                ) from error
-            version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
-            if version != str(SCHEMA_VERSION):
-                raise RecordError(
-                    f"{path} has schema version {version}",
-                    expected=f"schema version {SCHEMA_VERSION}",
-                    fix="read it with the version of unperturb that wrote it",
-                )
-            if not table.schema.equals(_schema()):
-                raise RecordError(
-                    f"{path} is damaged: its columns are {', '.join(table.schema.names)}",
-                    expected=", ".join(COLUMNS),
-                    fix=_REDO,
-                )
-            tables.append(table)
-        table = pa.concat_tables(tables) if tables else _schema().empty_table()
-        table = table.sort_by([(name, "ascending") for name in _SORT])
-        return {
-            name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
-        }
+        try:
+            # Not read_table(schema=...), which fills columns that are not there with nulls.
+            table = pq.ParquetFile(path).read(use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise RecordError(
+                f"{path} is damaged: {error}",
+                expected="the file that an audit wrote",
+                fix=_REDO,
+            ) from error
+        found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+        if found != str(version):
+            raise RecordError(
+                f"{path} has schema version {found}",
+                expected=f"schema version {version}",
+                fix="read it with the version of unperturb that wrote it",
+            )
+        if not table.schema.equals(schema):
+            raise RecordError(
+                f"{path} is damaged: its columns are {', '.join(table.schema.names)}",
+                expected=", ".join(schema.names),
+                fix=_REDO,
+            )
+        return table
 
     def timings(self, units: Sequence[Unit]) -> dict[int, dict[str, float]]:
         """Seconds of each finished unit, by its index."""
@@ -305,10 +415,12 @@ class Store:
     def finish(self, units: Sequence[Unit], digest: str) -> None:
         """Write the manifest: the last file of a complete audit."""
         names = [f"rows/{unit.name}.parquet" for unit in units]
+        if (self.folder / WHOLE).exists():
+            names.append(WHOLE)
         write_json(
             self.folder / "manifest.json",
             {
-                "schema_version": SCHEMA_VERSION,
+                "schema_version": self.plan()["settings"]["schema_version"],
                 "settings_hash": self.plan()["settings_hash"],
                 "digest": digest,
                 "files": {name: _sha256(self.folder / name) for name in names},
@@ -322,7 +434,8 @@ class Store:
 
     def reopen(self) -> None:
         """Take the manifest away: units of a complete audit are to be done again."""
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+        for name in ("manifest.json", WHOLE):
+            (self.folder / name).unlink(missing_ok=True)
 
     def check(self, digest: str) -> None:
         """Compare a digest of the rows with the manifest, if there is one.
@@ -346,8 +459,13 @@ class Store:
         )
 
 
-def digest_rows(rows: Rows, settings_hash: str) -> str:
+def digest_rows(rows: Rows, settings_hash: str, version: int = SCHEMA_VERSION) -> str:
     """SHA-256 over the settings' hash and the canonical, sorted rows, pixel hashes among them.
+
+    Args:
+        rows: What ``Store.rows`` reads.
+        settings_hash: Hash of the plan's settings.
+        version: Schema the rows were written in: its columns alone are digested.
 
     Example:
         >>> empty = {name: np.array([]) for name in COLUMNS}
@@ -355,18 +473,21 @@ def digest_rows(rows: Rows, settings_hash: str) -> str:
         64
     """
     found = hashlib.sha256(settings_hash.encode())
-    for name, kind in COLUMNS.items():
+    for name, kind in _VERSIONS[version].items():
         values = rows[name]
         found.update(name.encode() + b"\0")
         if kind == "string":
             found.update("\0".join(map(str, values.tolist())).encode())
         else:
-            found.update(np.ascontiguousarray(values.astype(_little(kind))).tobytes())
+            plain = values.astype(_little(kind))
+            if kind.startswith("float"):
+                plain[np.isnan(plain)] = np.nan  # one NaN of many
+            found.update(np.ascontiguousarray(plain).tobytes())
     return found.hexdigest()
 
 
 def _little(kind: str) -> str:
-    return {"int32": "<i4", "bool": "u1", "float32": "<f4"}[kind]
+    return {"int32": "<i4", "bool": "u1", "float32": "<f4", "float64": "<f8"}[kind]
 
 
 def _sha256(path: Path) -> str:

@@ -2,131 +2,46 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from unperturb.audit.lesson import lesson, notes
+from unperturb.audit.answers import ATTACKERS, Answers, Cell, Outcome
+from unperturb.audit.attack_figures import attack_entries, attack_tables, grouped
+from unperturb.audit.curves import curves, eps_text
+from unperturb.audit.detection import detection, rejection
+from unperturb.audit.evidence import evidence_of
+from unperturb.audit.lesson import is_random, lesson, notes
 from unperturb.audit.plan import Unit
-from unperturb.audit.red_flags import Evidence, find_flags
-from unperturb.audit.statistics import Bools, accuracy, mcnemar
+from unperturb.audit.red_flags import find_flags
+from unperturb.audit.side_effects import (
+    benign_changes,
+    failed_attacks,
+    label_leaking,
+    outside_images,
+)
+from unperturb.audit.statistics import Floats, compare
 from unperturb.audit.store import Rows
 
-__all__ = ["eps_text", "summarize"]
-
-Key = tuple[str, str, str, str]
-_NOTHING = np.array([], dtype=np.int64)
+__all__ = ["eps_text", "summarize", "worst_answers"]
 
 
-def eps_text(eps: float) -> str:
-    """``8/255`` for such a number, else four digits.
-
-    Example:
-        >>> eps_text(8 / 255), eps_text(0.5)
-        ('8/255', '0.5')
-    """
-    scaled = eps * 255
-    fraction = Fraction(eps).limit_denominator(20)
-    if math.isclose(float(fraction), eps, rel_tol=1e-12):
-        return f"{eps:g}"
-    return (
-        f"{round(scaled)}/255"
-        if math.isclose(scaled, round(scaled), rel_tol=1e-9)
-        else f"{eps:.4g}"
-    )
+def _bounds(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {a["name"]: str(a.get("bound", "threat")) for a in settings["attacks"]}
 
 
-class _Table:
-    """Rows as arrays over images: one vector for each (subject, attack, attacker, backward)."""
-
-    def __init__(self, rows: Rows, ids: list[str], planned: Iterable[Key] = ()) -> None:
-        place = {image: position for position, image in enumerate(ids)}
-        self.size = len(ids)
-        self.rows = rows
-        self.position = np.array([place[i] for i in rows["image_id"]], dtype=np.int64)
-        keys = list(
-            zip(rows["subject"], rows["attack"], rows["attacker"], rows["backward"], strict=True)
-        )
-        self.groups: dict[Key, np.ndarray[Any, Any]] = {}
-        order: dict[Key, list[int]] = {}
-        for number, key in enumerate(keys):
-            order.setdefault(key, []).append(number)
-        for key, numbers in order.items():
-            self.groups[key] = np.array(numbers)
-        self.planned = sorted({*self.groups, *planned})
-
-    def per_image(self, key: Key, column: str, draw: int = 0) -> np.ndarray[Any, Any]:
-        """One value for each image; NaN where the image has not been done."""
-        numbers = self.groups.get(key, _NOTHING)
-        numbers = numbers[self.rows["draw"][numbers] == draw]
-        values = np.full(self.size, np.nan)
-        values[self.position[numbers]] = self.rows[column][numbers]
-        return values
-
-    def share(self, key: Key, column: str) -> np.ndarray[Any, Any]:
-        """Mean over draws for each image; NaN where the image has not been done."""
-        numbers = self.groups.get(key, _NOTHING)
-        total, count = np.zeros(self.size), np.zeros(self.size)
-        np.add.at(total, self.position[numbers], self.rows[column][numbers].astype(float))
-        np.add.at(count, self.position[numbers], 1.0)
-        with np.errstate(invalid="ignore"):
-            return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-    def right(self, key: Key, column: str = "correct") -> np.ndarray[Any, Any]:
-        """1 where most draws are right, else 0; NaN where the image has not been done."""
-        share = self.share(key, column)
-        return np.where(np.isnan(share), np.nan, (share > 0.5).astype(float))
+def _subjects(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("target", "baseline") if settings["has_defense"] else ("target",)
 
 
-def _planned(units: Sequence[Unit], has_defense: bool) -> set[Key]:
-    """Every (subject, attack, attacker, backward) that the plan says something about."""
-    both = ("target", "baseline") if has_defense else ("target",)
-    return {
-        (subject, unit.attack, unit.attacker, unit.backward)
-        for unit in units
-        for subject in ((unit.subject,) if unit.attacker == "adaptive" else both)
-    }
+def _named(settings: Mapping[str, Any]) -> list[str]:
+    """Attackers of the plan, and those who brought images along."""
+    return [*settings["attackers"], *(["outside"] if settings.get("outside") else [])]
 
 
-def _answers(table: _Table) -> dict[tuple[str, str, str], np.ndarray[Any, Any]]:
-    """``(subject, attacker, attack)`` to 1 (right), 0 (wrong) or NaN (not done) for each image.
-
-    For the adaptive attacker it is the worst over backward rules. What is planned and not begun
-    is NaN for every image, so that nothing passes for a worst case before all of it is done.
-    """
-    found: dict[tuple[str, str, str], np.ndarray[Any, Any]] = {}
-    for subject, attack, attacker, backward in table.planned:
-        values = table.right((subject, attack, attacker, backward))
-        key = (subject, attacker, attack)
-        found[key] = values if key not in found else np.minimum(found[key], values)
-    return found
-
-
-def _acc(values: np.ndarray[Any, Any] | None) -> dict[str, object] | None:
-    if values is None:
-        return None
-    return accuracy(_done(values))
-
-
-def _done(values: np.ndarray[Any, Any]) -> Bools:
-    right: Bools = values[~np.isnan(values)] > 0.5
-    return right
-
-
-def _worst(
-    answers: dict[tuple[str, str, str], np.ndarray[Any, Any]], subject: str, attackers: list[str]
-) -> np.ndarray[Any, Any] | None:
-    """Per-image worst case over these attackers, the unperturbed image included."""
-    clean = answers.get((subject, "none", "clean"))
-    rows = [v for (s, a, _), v in sorted(answers.items()) if s == subject and a in attackers]
-    if clean is None or not rows:
-        return None
-    # np.minimum keeps NaN: an image counts once everything planned for it is done.
-    worst: np.ndarray[Any, Any] = np.minimum.reduce([clean, *rows])
-    return worst
+def _majority(outcome: Outcome | None) -> dict[str, Any] | None:
+    return None if outcome is None else outcome.majority()
 
 
 def summarize(
@@ -140,6 +55,12 @@ def summarize(
 ) -> dict[str, Any]:
     """All figures of an audit, JSON-able.
 
+    An image counts as broken where the answer is wrong and the attacked image lies in the threat
+    model's ball; what lies outside counts with its clean answer. Attacks with a bound of their
+    own stand apart and enter no worst case. For a random target the worst attack of each image is
+    selected on one set of draws and scored on another; plain accuracies are those of the answer
+    that most draws give.
+
     Args:
         plan: What ``Store.plan`` reads.
         rows: All rows.
@@ -148,39 +69,13 @@ def summarize(
         digest: Digest of the rows, None while the audit is not complete.
         cost: Measured cost of an answer, if it was measured.
     """
-    settings = plan["settings"]
-    ids = plan["ids"]
-    has_defense = settings["has_defense"]
-    table = _Table(rows, ids, _planned(units, has_defense))
-    answers = _answers(table)
-    attackers = settings["attackers"]
-    target = settings["target"]
-    names = {"target": target["name"]}
-    if has_defense:
-        names["baseline"] = settings["baseline"]["name"]
+    settings, ids = plan["settings"], plan["ids"]
+    subjects, bounds = _subjects(settings), _bounds(settings)
+    answers = Answers(rows, ids, units, timings, bounds, subjects)
+    target, describe = settings["target"], settings["target"]["describe"]
+    attackers, own_baseline = settings["attackers"], settings.get("own_baseline", True)
+    evidence = evidence_of(answers, settings, {s: settings[s]["name"] for s in subjects})
     missing = [unit for unit in units if unit.index not in timings]
-
-    subjects: dict[str, Any] = {}
-    for subject in ("target", "baseline"):
-        source = subject if has_defense else "target"
-        subjects[subject] = {
-            "name": settings[subject]["name"],
-            "describe": settings[subject]["describe"],
-            "clean": _acc(answers.get((source, "none", "clean"))),
-            "worst_case": _acc(_worst(answers, source, attackers)),
-            "worst_by_attacker": {a: _acc(_worst(answers, source, [a])) for a in attackers},
-        }
-
-    def cells(attack: str) -> dict[str, dict[str, Any]]:
-        return {
-            subject: {
-                attacker: _acc(answers.get((subject, attacker, attack))) for attacker in attackers
-            }
-            for subject in names
-        }
-
-    evidence = _evidence(table, answers, settings["attacks"], names, target)
-    flags = [flag.to_dict() for flag in find_flags(evidence)]
     summary: dict[str, Any] = {
         "schema_version": settings["schema_version"],
         "complete": not missing,
@@ -192,20 +87,67 @@ def summarize(
         "seed": settings["seed"],
         "batch_size": settings["batch_size"],
         "scoring_draws": settings["scoring_draws"],
+        "selection_draws": _selection_draws(answers),
+        "suite": settings.get("suite"),
         "data": {**settings["data"], "n": len(ids)},
         "environment": plan["environment"],
-        "has_defense": has_defense,
-        **subjects,
+        "has_defense": settings["has_defense"],
+        **{who: _subject(answers, settings, who) for who in ("target", "baseline")},
         "attackers": attackers,
-        "table": [{"attack": a["name"], "cells": cells(a["name"])} for a in settings["attacks"]],
-        "attacks": _attacks(table, settings, units, timings),
-        "gains": _gains(answers, attackers) if has_defense else [],
-        "flags": flags,
-        "notes": notes(settings, evidence),
+        **attack_tables(answers, settings),
+        "worst_of": _worst_of(answers),
+        "attacks": attack_entries(answers, settings, units, timings),
+        "gains": _gains(answers, settings) if settings["has_defense"] else [],
+        "random": _random(answers, settings),
+        "rejection": rejection(answers, describe, attackers),
+        "detection": detection(answers, describe, own_baseline=own_baseline),
+        "control": label_leaking(answers, settings.get("control")),
+        "benign": benign_changes(answers),
+        "failed_attacks": failed_attacks(answers, own_baseline=own_baseline),
+        "curves": curves(answers, settings, bounds),
+        "outside": outside_images(answers, settings, ids),
+        "flags": [flag.to_dict() for flag in find_flags(evidence)],
         "cost": cost,
     }
+    summary["notes"] = notes(settings, evidence, summary)
     summary["lesson"] = lesson(summary)
     return summary
+
+
+def worst_answers(
+    plan: Mapping[str, Any],
+    rows: Rows,
+    units: Sequence[Unit],
+    *,
+    subject: str = "target",
+    attackers: Iterable[str] | None = None,
+    attacks: Iterable[str] | None = None,
+) -> Floats:
+    """The per-image worst case: 1 right, 0 wrong, NaN not done; (N,) in the plan's order.
+
+    Args:
+        plan: What ``Store.plan`` reads.
+        rows: All rows.
+        units: The planned units.
+        subject: ``target`` or ``baseline``; without a defense the baseline is the target.
+        attackers: Whose attacks are counted; all by default, those who brought images included.
+        attacks: Which attacks are counted; all by default, the probes included; none at all gives
+            the clean answers.
+    """
+    settings = plan["settings"]
+    subjects = _subjects(settings)
+    done = [unit.index for unit in units if unit.kind == "outside"]
+    answers = Answers(rows, plan["ids"], units, done, _bounds(settings), subjects)
+    subject = subject if subject in subjects else "target"
+    clean = answers.clean(subject)
+    cells = answers.attacks(subject, ATTACKERS if attackers is None else attackers)
+    if attacks is not None:
+        wanted = set(attacks)
+        cells = [cell for cell in cells if cell.key.attack in wanted]
+    found = None if clean is None else answers.worst([clean, *cells])
+    if found is None:
+        return np.full(len(plan["ids"]), np.nan)
+    return np.where(found.done, found.right.astype(np.float64), np.nan)
 
 
 def _left_out(missing: list[Unit], total: int) -> list[str]:
@@ -217,130 +159,105 @@ def _left_out(missing: list[Unit], total: int) -> list[str]:
     return words
 
 
-def _gradient_budget(attack: dict[str, Any]) -> int:
-    """Gradients an image costs when nothing stops early."""
-    return int(attack.get("steps", 0)) * int(attack.get("restarts", 1))
+def _selection_draws(answers: Answers) -> int | None:
+    """Draws on which worst attacks were selected; None where they were not apart."""
+    select = answers.rows["purpose"] == "select"
+    return int(answers.rows["draw"][select].max()) + 1 if select.any() else None
 
 
-def _evidence(
-    table: _Table,
-    answers: dict[tuple[str, str, str], np.ndarray[Any, Any]],
-    attacks: list[dict[str, Any]],
-    names: dict[str, str],
-    target: dict[str, Any],
-) -> Evidence:
-    complete = {k: v > 0.5 for k, v in answers.items() if not np.isnan(v).any()}
-    steps = {a["name"]: int(a.get("steps", 0)) for a in attacks}
-    budget = {a["name"]: _gradient_budget(a) for a in attacks}
-    gradients: dict[tuple[str, str, str], tuple[float, float]] = {}
-    for key in sorted(table.groups):
-        subject, attack, attacker, _ = key
-        elsewhere = attacker == "oblivious" and subject == "target" and "baseline" in names
-        if attack == "clean" or elsewhere:
-            continue
-        right = table.right(key)
-        held = right == 1.0
-        total = int(np.count_nonzero(~np.isnan(right)))
-        shares = []
-        for column in ("zero_gradients", "nan_gradients"):
-            often = table.per_image(key, column) > budget[attack] / 2
-            shares.append(float(np.count_nonzero(held & often)) / max(total, 1))
-        old = gradients.get((subject, attack, attacker), (1.0, 1.0))
-        # One backward rule with living gradients is enough to have attacked an image.
-        gradients[(subject, attack, attacker)] = (min(old[0], shares[0]), min(old[1], shares[1]))
-    describe = target["describe"]
-    classifier = describe.get("classifier", describe)
-    purifier = describe.get("purifier", {}).get("name", "identity")
-    return Evidence(complete, steps, gradients, names, purifier, classifier.get("card") or {})
+def _subject(answers: Answers, settings: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """Headline figures; a classifier by itself is its own baseline."""
+    source = who if who in answers.subjects else "target"
+    clean = answers.clean(source)
+
+    def worst(named: Iterable[str], column: str = "correct") -> dict[str, Any] | None:
+        found = answers.worst_case(source, named, column)
+        return None if found is None else found[0].majority()
+
+    return {
+        "name": settings[who]["name"],
+        "describe": settings[who]["describe"],
+        "clean": None if clean is None else _majority(answers.worst([clean])),
+        "worst_case": worst(ATTACKERS),
+        "worst_case_8bit": worst(ATTACKERS, "correct_8bit"),
+        "worst_by_attacker": {name: worst([name]) for name in _named(settings)},
+    }
 
 
-def _attacks(
-    table: _Table,
-    settings: dict[str, Any],
-    units: list[Unit],
-    timings: dict[int, dict[str, float]],
-) -> list[dict[str, Any]]:
-    """One entry for each (subject, attack, attacker, backward), in the plan's order."""
-    norm = settings["threat"]["norm"]
-    by_name = {attack["name"]: attack for attack in settings["attacks"]}
-    order = {name: number for number, name in enumerate(by_name)}
-    seconds: dict[tuple[str, str, str, str], float] = {}
-    for unit in units:
-        if unit.kind == "attack" and unit.index in timings:
-            key = (unit.subject, unit.attack, unit.attacker, unit.backward)
-            seconds[key] = seconds.get(key, 0.0) + timings[unit.index]["unit"]
+def _worst_of(answers: Answers) -> list[dict[str, Any]]:
+    """Which attack was the worst one of how many images that it broke."""
+    found = answers.worst_case("target")
+    if found is None:
+        return []
+    outcome, cells = found
+    broken = outcome.done & ~outcome.right
+    counts = np.bincount(outcome.which[broken], minlength=len(cells))
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda i: (-counts[i], i))
+    return [_about(cells[i], int(counts[i])) for i in order]
+
+
+def _about(cell: Cell, images: int) -> dict[str, Any]:
+    key = cell.key
+    return {
+        "attack": key.attack,
+        "attacker": key.attacker,
+        "backward": key.backward,
+        "goal": key.goal,
+        "images": images,
+    }
+
+
+def _outcomes(answers: Answers, subject: str, attackers: list[str]) -> dict[str, Outcome]:
+    """The clean answers and the worst cases, by what they are."""
+    clean = answers.clean(subject)
+    found = {"clean": None if clean is None else answers.worst([clean])}
+    for attacker in attackers:
+        worst = answers.worst_case(subject, [attacker])
+        found[f"worst case, {attacker}"] = None if worst is None else worst[0]
+    worst = answers.worst_case(subject)
+    found["worst case"] = None if worst is None else worst[0]
+    return {what: outcome for what, outcome in found.items() if outcome is not None}
+
+
+def _gains(answers: Answers, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The target against the baseline on the same images."""
+    one, two = (
+        _outcomes(answers, subject, settings["attackers"]) for subject in ("target", "baseline")
+    )
     found = []
-    seen = {attacker: number for number, attacker in enumerate(settings["attackers"])}
-
-    def place(key: Key) -> tuple[bool, int, int, str]:
-        return key[0] != "target", order.get(key[1], -1), seen.get(key[2], -1), key[3]
-
-    for key in sorted(table.groups, key=place):
-        subject, attack, attacker, backward = key
-        if attack == "clean":
+    for what, target in one.items():
+        baseline = two.get(what)
+        if baseline is None:
             continue
-        right = table.right(key)
-        done = ~np.isnan(right)
-        clean = table.right((subject, "clean", "none", "none"))
-        fell = done & (right == 0) & (clean == 1)
-        distance = table.per_image(key, norm)
-        acc = accuracy(right[done] > 0.5)
-        assert acc is not None
-        wrong = done & (clean == 0)
-        numbers = table.groups[key]
-        budget = _gradient_budget(by_name[attack])
-        aimed = "baseline" if attacker == "oblivious" else subject
-        zero = table.per_image(key, "zero_gradients")[done]
-        found.append(
-            {
-                "subject": subject,
-                "name": attack,
-                "attacker": attacker,
-                "backward": backward,
-                "stop": str(table.rows["rule"][numbers[0]]),
-                "eps": settings["threat"]["eps"],
-                "norm": norm,
-                "n": acc["n"],
-                "robust_accuracy": acc["accuracy"],
-                "interval": acc["interval"],
-                "median_distance": float(np.median(distance[fell])) if fell.any() else None,
-                "seconds": seconds.get((aimed, attack, attacker, backward), 0.0),
-                "accuracy_8bit": float(np.mean(table.right(key, "correct_8bit")[done])),
-                "queries_per_image": float(np.mean(table.per_image(key, "queries")[done])),
-                "zero_gradient_share": float(np.mean(zero > budget / 2)),
-                "wrong_when_clean_accuracy": float(np.mean(right[wrong])) if wrong.any() else None,
-                "settings": by_name[attack],
-            }
-        )
+        both = target.done & baseline.done
+        if both.any():
+            found.append(compare(what, target.right[both], baseline.right[both]))
     return found
 
 
-def _gains(
-    answers: dict[tuple[str, str, str], np.ndarray[Any, Any]], attackers: list[str]
-) -> list[dict[str, Any]]:
-    whats = {f"worst case, {attacker}": [attacker] for attacker in attackers}
-    found = []
-    for what, named in {"clean": [], **whats, "worst case": attackers}.items():
-        one, two = (
-            _worst(answers, subject, named) if named else answers.get((subject, "none", "clean"))
-            for subject in ("target", "baseline")
-        )
-        if one is None or two is None:
-            continue
-        both = ~np.isnan(one) & ~np.isnan(two)
-        if not both.any():
-            continue
-        first, second = one[both] > 0.5, two[both] > 0.5
-        test = mcnemar(first, second)
-        found.append(
+def _random(answers: Answers, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Single draw, worst of N and majority of a random target; None where it is not random."""
+    if settings["scoring_draws"] < 2 or not is_random(settings, "target"):
+        return None
+    outcomes = _outcomes(answers, "target", _named(settings))
+    for attack in settings["attacks"]:
+        for attacker in settings["attackers"]:
+            name = attack["name"]
+            if answers.bounds.get(name) != "own":
+                outcome = answers.worst(grouped(answers, "target", attacker, name))
+                if outcome is not None:
+                    outcomes[f"{name}, {attacker}"] = outcome
+    return {
+        "draws": settings["scoring_draws"],
+        "selection_draws": _selection_draws(answers),
+        "rows": [
             {
                 "what": what,
-                "target": accuracy(first),
-                "baseline": accuracy(second),
-                "difference": float(first.mean() - second.mean()),
-                "only_target": test.only_first,
-                "only_baseline": test.only_second,
-                "mcnemar_p": test.p,
+                "single": outcome.single(),
+                "worst_of_n": outcome.worst_of_n(),
+                "majority": outcome.majority(),
             }
-        )
-    return found
+            for what, outcome in outcomes.items()
+            if outcome.done.any()
+        ],
+    }

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unperturb.attacks import Attack, Judged, Surface
+from unperturb.audit.benign import benign
 from unperturb.audit.plan import Plan, Unit
 from unperturb.audit.store import COLUMNS, Rows
 from unperturb.defense import Defense
 from unperturb.randomness import Keys
 from unperturb.threat import make_threat
 
-__all__ = ["CASES", "Bench", "Done"]
+__all__ = ["CASES", "Bench", "Done", "Given"]
 
 CASES = 12
 """The first images of the plan, of which everything is kept that a picture needs."""
@@ -33,16 +35,24 @@ class Done:
     seconds: dict[str, float]
 
 
+class Given(NamedTuple):
+    """Adversarial images made elsewhere, in the plan's order."""
+
+    images: Tensor  # (N, C, H, W); anything where there is none
+    present: Tensor  # (N,) bool
+
+
 class Bench:
     """All that units share: the two subjects, the images and the plan.
 
     Args:
         target: What is audited.
-        baseline: What it is compared with, and what an oblivious attacker sees.
+        baseline: What it is compared with.
         images: Clean images (N, C, H, W) in [0, 1].
         labels: True labels (N,).
         plan: The settings.
-        attacks: The attacks by name.
+        attacks: The attacks by name, the probes among them.
+        outside: Adversarial images made elsewhere, by name.
     """
 
     def __init__(
@@ -53,127 +63,215 @@ class Bench:
         labels: Tensor,
         plan: Plan,
         attacks: dict[str, Attack],
+        outside: Mapping[str, Given] | None = None,
     ) -> None:
         self.subjects = {"target": target, "baseline": baseline}
         if not plan.has_defense:
             del self.subjects["baseline"]
-        self.victim = baseline
+        self.baseline = baseline
         self.images, self.labels, self.plan, self.attacks = images, labels, plan, attacks
+        self.outside = dict(outside or {})
         self.threat = make_threat(plan.norm, plan.eps)
         self.keys = Keys.of(plan.seed, plan.ids)
+
+    def victim(self, unit: Unit) -> nn.Module:
+        """What the attacker of a unit attacks: the oblivious one knows no defense."""
+        module = self.subjects["target"] if unit.subject == "target" else self.baseline
+        if unit.attacker == "oblivious" and isinstance(module, Defense):
+            return module.classifier
+        return module
+
+    def surface(self, unit: Unit) -> Surface:
+        """What the attacker of a unit sees."""
+        goal = "wrong" if unit.goal in ("predicted-label", "none") else unit.goal
+        backward = "exact" if unit.backward == "none" else unit.backward
+        return Surface(self.victim(unit), backward=backward, goal=goal)
 
     def run(self, unit: Unit) -> Done:
         """Do a unit. Short blocks are padded, so that shapes follow from the plan alone."""
         began = time.perf_counter()
-        count = unit.stop - unit.start
-        index = torch.arange(unit.start, unit.start + self.plan.batch_size)
-        index[count:] = unit.start
-        images = self.images[index].contiguous(memory_format=torch.channels_last)
-        labels, keys = self.labels[index], self.keys[index]
-        counts = torch.zeros((3, len(index)), dtype=torch.int64)
+        rows = np.arange(unit.start, unit.stop)
+        if unit.kind == "outside":
+            rows = rows[self.outside[unit.attack].present[rows].cpu().numpy()]
+            if not len(rows):
+                return Done({name: _empty(kind) for name, kind in COLUMNS.items()}, {}, {})
+        index = torch.full((self.plan.batch_size,), int(rows[0]))
+        index[: len(rows)] = torch.from_numpy(rows)
+        block = _Block(
+            rows,
+            self.images[index].contiguous(memory_format=torch.channels_last),
+            self.labels[index],
+            self.keys[index],
+        )
+        made = self._make(unit, block, index)
+        scored, seconds = self._score(unit, block, made)
+        pixels = self._pixels(unit, made.images, block)
+        timing = {"attack": made.seconds, "scoring": seconds}
+        return Done(scored, pixels, {"unit": time.perf_counter() - began, **timing})
+
+    def _make(self, unit: Unit, block: _Block, index: Tensor) -> _Made:
+        """The images of a unit, and what the attack has counted."""
+        nothing = torch.zeros((4, len(index)), dtype=torch.int64)
+        if unit.kind == "clean":
+            return _Made(block.images, nothing)
+        if unit.kind == "outside":
+            given = self.outside[unit.attack].images
+            return _Made(given[index.to(given.device)].to(block.images), nothing)
+        if unit.kind == "benign" and unit.attack != "small-eps":
+            keys = block.keys.within(f"benign/{unit.attack}")
+            return _Made(benign(unit.attack, block.images, keys, self.threat), nothing)
+        surface = self.surface(unit)
+        labels = block.labels
+        if unit.goal == "predicted-label":
+            # A network that says NaN predicts nothing to step away from.
+            said = surface.judge(block.images, labels, block.keys).predictions
+            labels = torch.where(said < 0, labels, said)
+        domain = f"attack/{unit.attack}/{unit.attacker}/{unit.subject}/{unit.backward}"
+        if unit.goal not in ("wrong", "none"):
+            domain += f"/{unit.goal}"
+        threat = self.threat
+        if unit.eps != self.plan.eps:
+            domain += f"/{unit.eps!r}"
+            threat = make_threat(self.plan.norm, unit.eps)
+        before = time.perf_counter()
+        found = self.attacks[unit.attack].run(
+            surface, block.images, labels, threat=threat, keys=block.keys.within(domain),
+            stop="fixed" if unit.rule == "none" else unit.rule,
+        )  # fmt: skip
+        seconds = time.perf_counter() - before
+        evaluated = getattr(found, "gradients", None)
+        counts = torch.stack(
+            (
+                found.queries,
+                found.zero_gradients,
+                found.nan_gradients,
+                torch.full_like(found.queries, -1) if evaluated is None else evaluated,
+            )
+        ).cpu()
         judged: dict[str, Judged] = {}
-        adversarial = images
-        attacking = 0.0
-        if unit.kind == "attack":
-            victim = self._victim(unit)
-            surface = Surface(victim, backward=unit.backward)
-            domain = f"attack/{unit.attack}/{unit.attacker}/{unit.subject}/{unit.backward}"
-            before = time.perf_counter()
-            result = self.attacks[unit.attack].run(
-                surface, images, labels, threat=self.threat, keys=keys.within(domain),
-                stop=unit.rule,
-            )  # fmt: skip
-            attacking = time.perf_counter() - before
-            adversarial = result.images
-            counts = torch.stack((result.queries, result.zero_gradients, result.nan_gradients))
-            counts = counts.cpu()
-            if not surface.stochastic:
-                judged = {n: result.judged for n, s in self.subjects.items() if s is victim}
-        rows, scored = self._score(unit, images, adversarial, labels, keys, counts, judged)
-        pixels = self._pixels(unit, adversarial, keys) if unit.kind == "attack" else {}
-        if unit.kind == "clean" and unit.start == 0:
-            pixels = self._pixels(unit, images, keys)
-        seconds = {"unit": time.perf_counter() - began, "attack": attacking, "scoring": scored}
-        return Done(rows, pixels, seconds)
+        if not surface.stochastic and unit.goal in ("wrong", "none"):
+            victim = self.victim(unit)
+            judged = {n: found.judged for n, s in self.subjects.items() if s is victim}
+        return _Made(found.images, counts, found.measure, judged, seconds)
 
-    def _victim(self, unit: Unit) -> nn.Module:
-        return self.subjects["target"] if unit.subject == "target" else self.victim
+    def _draws(self, surface: Surface) -> list[tuple[str, int]]:
+        """Purpose and number of every draw a subject is judged on."""
+        if not surface.stochastic:
+            return [("score", 0)]
+        draws = range(self.plan.scoring_draws)
+        return [(purpose, draw) for purpose in ("select", "score") for draw in draws]
 
-    def _score(
-        self,
-        unit: Unit,
-        images: Tensor,
-        adversarial: Tensor,
-        labels: Tensor,
-        keys: Keys,
-        counts: Tensor,
-        judged: dict[str, Judged],
-    ) -> tuple[Rows, float]:
+    def _score(self, unit: Unit, block: _Block, made: _Made) -> tuple[Rows, float]:
         """Rows of every subject that this unit says something about."""
         began = time.perf_counter()
-        count = unit.stop - unit.start
-        names = [unit.subject] if unit.attacker == "adaptive" else list(self.subjects)
-        rounded = (adversarial * 255).round().div(255) if unit.kind == "attack" else adversarial
-        linf = (adversarial - images).flatten(1).abs().amax(1)
-        l2 = (adversarial - images).flatten(1).norm(dim=1)
-        hashes = _hashes(adversarial[:count])
+        count, images, labels = len(block.rows), made.images, block.labels
+        names = [unit.scores] if unit.scores in self.subjects else list(self.subjects)
+        attacked = unit.kind != "clean"
+        rounded = (images * 255).round().div(255) if attacked else images
+        moved = (images - block.images).flatten(1)
+        linf, l2 = moved.abs().amax(1), moved.norm(dim=1)
+        inside = self.threat.contains(images, block.images)
+        measure = linf.new_full(linf.shape, float("nan")) if made.measure is None else made.measure
+        hashes = np.array(_hashes(images[:count]), dtype=object)
+        ids = np.array([self.plan.ids[i] for i in block.rows], dtype=object)
         parts: list[dict[str, Any]] = []
         for name in names:
             surface = Surface(self.subjects[name])
-            for draw in range(self.plan.scoring_draws if surface.stochastic else 1):
-                fresh = keys.within("score").draw(draw)
-                verdict = judged.get(name) or surface.judge(adversarial, labels, fresh)
+            for purpose, draw in self._draws(surface):
+                fresh = block.keys.within(purpose).draw(draw)
+                verdict = made.judged.get(name) or surface.judge(images, labels, fresh)
                 right8 = verdict.predictions == labels
-                if unit.kind == "attack":
+                if attacked:
                     right8 = surface.judge(rounded, labels, fresh).predictions == labels
                 parts.append(
                     {
-                        "image_id": np.array(self.plan.ids[unit.start : unit.stop], dtype=object),
+                        "image_id": ids,
                         "subject": _repeat(name, count),
                         "attack": _repeat(unit.attack, count),
                         "attacker": _repeat(unit.attacker, count),
                         "backward": _repeat(unit.backward, count),
                         "rule": _repeat(unit.rule, count),
+                        "goal": _repeat(unit.goal, count),
+                        "eps": np.full(count, unit.eps, dtype=np.float64),
+                        "purpose": _repeat(purpose, count),
                         "draw": np.full(count, draw, dtype=np.int32),
                         "label": _array(labels, count, np.int32),
                         "prediction": _array(verdict.predictions, count, np.int32),
                         "correct": _array(verdict.predictions == labels, count, np.bool_),
                         "flagged": _array(verdict.flagged, count, np.bool_),
                         "correct_8bit": _array(right8, count, np.bool_),
+                        "inside": _array(inside, count, np.bool_),
                         "margin": _array(verdict.margins, count, np.float32),
+                        "detector": _detected(self.subjects[name], verdict, count),
                         "linf": _array(linf, count, np.float32),
                         "l2": _array(l2, count, np.float32),
-                        "queries": _array(counts[0], count, np.int32),
-                        "zero_gradients": _array(counts[1], count, np.int32),
-                        "nan_gradients": _array(counts[2], count, np.int32),
-                        "pixels": np.array(hashes, dtype=object),
+                        "measure": _array(measure, count, np.float32),
+                        "queries": _array(made.counts[0], count, np.int32),
+                        "gradients": _array(made.counts[3], count, np.int32),
+                        "zero_gradients": _array(made.counts[1], count, np.int32),
+                        "nan_gradients": _array(made.counts[2], count, np.int32),
+                        "pixels": hashes,
                     }
                 )
         rows = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
         return rows, time.perf_counter() - began
 
-    def _pixels(self, unit: Unit, adversarial: Tensor, keys: Keys) -> dict[str, Tensor]:
+    def _pixels(self, unit: Unit, images: Tensor, block: _Block) -> dict[str, Tensor]:
         """Adversarial images of the unit, and of the first images what pictures need."""
-        count = unit.stop - unit.start
+        count = len(block.rows)
         kept: dict[str, Tensor] = {}
         if unit.kind == "attack" and self.plan.keep_images != "none":
-            kept["images"] = adversarial[:count].float()
-        shown = min(CASES, count) if unit.start == 0 else 0
+            kept["images"] = images[:count].float()
+        pictured = unit.kind in ("clean", "attack") and unit.start == 0
+        shown = min(CASES, count) if pictured else 0
         if not shown:
             return kept
-        some = adversarial[:shown]
+        some, keys = images[:shown], block.keys[:shown].within("score")
         kept["case_images"] = some.float()
         with torch.no_grad():
-            kept["case_logits"] = self.victim(some).float()
+            kept["case_logits"] = Surface(self.baseline).terms(some, keys).scores.float()
             target = self.subjects["target"]
             if isinstance(target, Defense):
-                answer = target.predict(some, keys=keys[:shown].within("score"))
+                answer = target.predict(some, keys=keys)
                 kept["case_scores"] = answer.scores.float()
                 if answer.purified is not None:
                     kept["case_purified"] = answer.purified.float()
             else:
                 kept["case_scores"] = target(some).float()
         return kept
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Images of a unit, padded to the plan's batch size with copies of the first."""
+
+    rows: np.ndarray[Any, Any]  # places in the plan, without the padding
+    images: Tensor
+    labels: Tensor
+    keys: Keys
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Images to be scored, and what an attack has counted on the way."""
+
+    images: Tensor
+    counts: Tensor  # (4, N): queries, zero gradients, gradients not finite, all gradients
+    measure: Tensor | None = None
+    judged: Mapping[str, Judged] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def _detected(subject: nn.Module, verdict: Judged, count: int) -> np.ndarray[Any, Any]:
+    """The detector's score: its threshold less the slack."""
+    threshold = getattr(getattr(subject, "detector", None), "threshold", None)
+    if verdict.slack is None or threshold is None:
+        return np.full(count, np.nan, dtype=np.float32)
+    return _array(threshold - verdict.slack, count, np.float32)
+
+
+def _empty(kind: str) -> np.ndarray[Any, Any]:
+    return np.array([], dtype=object if kind == "string" else kind)
 
 
 def _hashes(images: Tensor) -> list[str]:

@@ -104,6 +104,13 @@ def load_classifier(
     """
     if isinstance(spec, nn.Module):
         return as_classifier(spec, num_classes=num_classes, mean=mean, std=std)
+    if not isinstance(spec, str | os.PathLike):
+        raise SpecError(
+            f"The classifier is {spec!r}",
+            expected="a specification such as cifar-resnet20@weights.safetensors, a saved folder, "
+            "or a module",
+            fix="name one, or pass the torch.nn.Module itself",
+        )
     text = os.fspath(spec)
     name, query = _split_query(text)
     options = _options(query, text, num_classes, mean, std)

@@ -9,6 +9,7 @@ import click
 
 from unperturb.cli.attack import attack
 from unperturb.cli.audit import audit, merge, report
+from unperturb.cli.compare import compare
 from unperturb.cli.demo import demo
 from unperturb.cli.listing import listing
 from unperturb.cli.predict import predict
@@ -36,7 +37,7 @@ def unperturb() -> None:
     """
 
 
-for command in (demo, audit, report, merge, predict, attack, train, convert, listing):
+for command in (demo, audit, report, merge, compare, predict, attack, train, convert, listing):
     unperturb.add_command(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 
 
 def load_images(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     split: str | None = None,
     limit: int | None = None,
@@ -93,6 +94,14 @@ def load_images(
         >>> data.images().shape, data.split, data.ids[0]
         (torch.Size([4, 1, 8, 8]), 'test', 'digits-0000')
     """
+    if isinstance(spec, os.PathLike):
+        spec = os.fspath(spec)
+    if not isinstance(spec, str):
+        raise SpecError(
+            f"The data set is {spec!r}",
+            expected="'digits', a path, or a hub name such as owner/name",
+            fix="name the data set",
+        )
     geometry = Geometry(channels, image_size)
     _check_choice(limit, seed)
     mapping = parse_label_map(label_map)

@@ -1,0 +1,84 @@
+"""Do five honest networks raise no red flag? Audits them with the suite ``standard``.
+
+    python tools/honest_nets.py --cifar10 DATA/cifar10 --weights FOLDER --out runs/honest
+
+Networks: two standard ResNet-20s of two seeds and one that is adversarially trained (from
+``zoo/``), and two published robust ones. Each audit is resumable; the record is
+``docs/results/records/honest-nets.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unperturb.audit import audit
+from unperturb.classifiers import load_classifier
+from unperturb.data import load_images
+from unperturb.files import write_json
+from unperturb.threat import Linf
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "docs" / "results" / "records" / "honest-nets.json"
+ZOO = ("cifar10-resnet20-standard", "cifar10-resnet20-standard-seed1", "cifar10-resnet20-pgd")
+PUBLISHED = {
+    "cifar10-robust-resnet-4b": "cifar-robust-resnet-4b",
+    "cifar10-robust-cnn-wide": "cifar-robust-cnn-wide",
+}
+EPS = 8 / 255
+
+
+def networks(weights: Path) -> dict[str, str]:
+    """Name to specification of every network."""
+    found = {name: str(ROOT / "zoo" / name) for name in ZOO}
+    return found | {n: f"{arch}@{weights / n}.safetensors" for n, arch in PUBLISHED.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cifar10", required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    data = load_images(args.cifar10, split="test", limit=args.n)
+    record: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    for name, spec in networks(args.weights).items():
+        if args.only and name not in args.only:
+            continue
+        found = audit(
+            load_classifier(spec), data.images(), data.labels, ids=data.ids, threat=Linf(EPS),
+            attacks="standard", attackers=("adaptive",), batch_size=125,
+            out=args.out / name, name=name, show=True,
+        )  # fmt: skip
+        summary = found.summary
+        environment = summary["environment"]
+        record[name] = {
+            "fingerprint": summary["target"].get("fingerprint"),
+            "clean": summary["target"]["clean"],
+            "worst_case": summary["target"]["worst_case"],
+            "flags": summary["flags"],
+            "digest": found.digest,
+        }
+        found.save_report()
+        flags = [flag["id"] for flag in summary["flags"]]
+        print(f"{name}: clean {found.clean_accuracy:.1%}, worst {found.worst_case_accuracy:.1%}",
+              f"flags: {', '.join(flags) or 'none'}")  # fmt: skip
+    if not args.only:
+        whole = {
+            "n": len(data), "images": f"the first {len(data):,} test images of CIFAR-10",
+            "threat": "Linf 8/255", "suite": "standard", "seed": 0, "networks": record,
+            "environment": environment,
+        }  # fmt: skip
+        write_json(RECORD, whole)
+
+
+if __name__ == "__main__":
+    main()
