@@ -106,8 +106,8 @@ def spatial() -> list[str]:
     lines += [
         f"On standard networks, {found['images']}, seed {found['seed']}, {found['rule']}. The "
         "bounds were checked by code that shares nothing with the attacks: SciPy bends the clean "
-        "image by the flow and gets the attacked one; an exact optimal-transport program (HiGHS) over all "
-        "pairs of pixels gives the Wasserstein distance, which must not exceed the bound.",
+        "image by the flow and gets the attacked one; an exact optimal-transport program (HiGHS) "
+        "over all pairs of pixels gives the Wasserstein distance, which must not exceed the bound.",
         "",
         "| network | attack | bound | clean | attacked | greatest measure | independent check |",
         "|---|---|---|---|---|---|---|",

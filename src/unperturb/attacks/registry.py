@@ -189,8 +189,8 @@ SUITES: dict[str, Suite] = {
         (
             "pgd-10?step_size=0.125",
             "mim-10",
-            "deepfool-100",
-            "cw-l2-25?search=4&constant=10&lr=0.01",
+            "deepfool-100?form=l2",
+            "cw-l2-25?search=4&constant=10&lr=0.01&anneal=false&refine=0",
         ),
         "Logit correction, Section 3.",
         threat=("linf", 16 / 255),

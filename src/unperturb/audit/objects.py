@@ -201,9 +201,19 @@ def fetch(url: str, folder: str | Path) -> Path:
             if not (path := store.folder / name).is_file() or _facts(path) != fact
         ]
         last = [name for name in todo if name == "plan.json"]
+        get = _getter(remote, store.folder, files)
+        # Files of equal content are one object, and not every store lets two read it at once.
+        groups: dict[str, list[str]] = {}
+        for name in todo:
+            if name != "plan.json":
+                groups.setdefault(files[name]["sha256"], []).append(name)
+
+        def get_all(names: list[str]) -> None:
+            for name in names:
+                get(name)
+
         with ThreadPoolExecutor(_STREAMS) as pool:
-            get = _getter(remote, store.folder, files)
-            list(pool.map(get, (name for name in todo if name != "plan.json")))
+            list(pool.map(get_all, groups.values()))
         for name in last:
             get(name)
     return store.folder

@@ -254,7 +254,8 @@ def _check_repeatable(subject: Defense | Classifier, images: Tensor) -> None:
     surface = Surface(subject)
     with torch.no_grad():
         one, two = (surface.terms(images.to(where), keys).scores for _ in range(2))
-    if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * float(one.abs().max()), equal_nan=True):
+    size = float(one.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * size, equal_nan=True):
         raise ConfigError(
             "The classifier answers differently on equal images, and no draw is named for it",
             expected="a module that gives equal scores to equal images in eval mode",
