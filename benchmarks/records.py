@@ -64,7 +64,8 @@ def rows(unit: Unit, ids: tuple[str, ...], random: np.random.Generator) -> Rows:
         "inside": np.ones(count, dtype=bool), "margin": real(5.0), "detector": nothing(),
         "linf": real(0.03), "l2": real(1.5), "measure": nothing(),
         "queries": random.integers(1, 100, count).astype(np.int32),
-        "zero_gradients": zeros, "nan_gradients": zeros,
+        "gradients": random.integers(1, 100, count).astype(np.int32), "zero_gradients": zeros,
+        "nan_gradients": zeros,
         "pixels": np.array(hashes, dtype=object),
     }  # fmt: skip
 

@@ -25,8 +25,8 @@ def by_autoattack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     from pyautoattack import AutoAttack
 
     attack = AutoAttack(
-        model, norm="Linf", eps=EPS, version="standard", seed=0, verbose=False, device="cpu"
-    )
+        model, norm="Linf", eps=EPS, version="standard", seed=0, device="cpu"
+    )  # fmt: skip
     found = attack.run_standard_evaluation(images, labels, batch_size=250)
     return found if isinstance(found, Tensor) else found[0]
 
