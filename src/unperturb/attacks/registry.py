@@ -233,7 +233,7 @@ def _make(spec: str, families: dict[str, Family], draws: int | None) -> Attack:
     match = re.fullmatch(r"(.+?)(?:-(\d+))?", name)
     family, steps = (name, None) if match is None or name in families else match.groups()
     if family not in families:
-        raise unknown_name("attack", family, [*families, *SUITES])
+        raise unknown_name("attack", family, dict.fromkeys([*families, *SUITES]))
     attack = families[family](None if steps is None else int(steps))
     changes: dict[str, object] = {} if draws is None else {"draws": draws}
     has = _options(attack)
