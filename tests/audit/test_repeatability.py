@@ -113,12 +113,12 @@ def test_twenty_kills_leave_an_equal_digest(tmp_path: Path, whole: AuditResult) 
     kill_and_resume(tmp_path / "out", 20, whole)
 
 
-@pytest.mark.slow
-def test_twenty_kills_over_every_attack_of_standard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_over_every_attack_of_standard(tmp_path: Path, kills: int) -> None:
     whole = audit(**standard(out=tmp_path / "whole"))
     ran = {unit.attack for unit in whole.units if unit.kind == "attack"}
     assert ran == {attack.name for attack in resolve_attacks("standard")}
-    kill_and_resume(tmp_path / "out", 20, whole, "standard")
+    kill_and_resume(tmp_path / "out", kills, whole, "standard")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
