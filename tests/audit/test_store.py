@@ -26,7 +26,14 @@ from unperturb.audit import AuditResult, audit, read_result
 from unperturb.audit import run as engine
 from unperturb.audit.benign import BENIGN
 from unperturb.audit.store import COLUMNS, Store, digest_rows
-from unperturb.errors import ConfigError, InputError, OutputError, RecordError, SpecError
+from unperturb.errors import (
+    ConfigError,
+    InputError,
+    OutputError,
+    RecordError,
+    SpecError,
+    UnperturbError,
+)
 from unperturb.presets import tpap
 from unperturb.threat import L2, Linf
 
@@ -526,6 +533,25 @@ def test_settings_out_of_range() -> None:
     ):
         with pytest.raises(InputError, match=words):
             audit(**small(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attacks": None}, "The attacks are None.*a suite"),
+        ({"attacks": 5}, "The attacks are 5"),
+        ({"outside": {"a": None}}, "The outside images 'a' are None.*a folder"),
+        ({"outside": [1]}, r"outside is \[1\].*a dictionary"),
+        ({"probe_images": "x"}, "probe_images is 'x'.*a whole number"),
+        ({"attackers": None}, "attackers is None.*some of oblivious"),
+        ({"ids": 5}, "ids is 5.*one name for each image"),
+        ({"shard": 3}, r"shard is 3.*a pair \(i, n\)"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_kind_are_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnperturbError, match=words):
+        audit(**small(**change))
 
 
 def test_one_attacker_may_be_named_as_a_string() -> None:

@@ -305,6 +305,11 @@ def resolve_attacks(
         >>> [attack.name for attack in resolve_attacks("fgsm,pgd-20")]
         ['fgsm', 'pgd-20']
     """
+    if not isinstance(attacks, Sequence):
+        raise AttackError(
+            f"The attacks are {attacks!r}",
+            expected="a suite, a comma-separated list of names, or a list of attacks",
+        )
     names = attacks.split(",") if isinstance(attacks, str) else list(attacks)
     found: dict[str, Attack] = {}
     # Once for all names: looking through every installed package takes tens of milliseconds.

@@ -101,9 +101,9 @@ def arsenal(
     Raises:
         ConfigError: ``probe_images`` is negative, or given without the adaptive attacker.
     """
+    named = resolve_attacks(attacks, draws=gradient_draws)
     suites = suites_of(attacks)
     name = next(iter(suites)) if len(suites) == 1 and _alone(attacks) else None
-    named = resolve_attacks(attacks, draws=gradient_draws)
     facts = [describe_attack(attack) for attack in named]
     if any(suite.adapts for suite in suites.values()) and "adaptive" in attackers:
         have = {attack.name for attack in named}

@@ -134,6 +134,11 @@ def read_outside(
     size = (int(shape[0]), int(shape[1]), int(shape[2]))
     if isinstance(source, Tensor | np.ndarray):
         where, found = "a tensor", Found(None, _tensor(source), "tensor")
+    elif not isinstance(source, str | os.PathLike):
+        raise DataError(
+            f"The outside images {name!r} are {source!r}",
+            expected="a folder, a file or a tensor",
+        )
     else:
         path = Path(source).expanduser()
         where = str(path)

@@ -9,7 +9,7 @@ import pickle
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -18,7 +18,6 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,22 +26,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unperturb.attacks import Attack, Surface
+from unperturb.attacks import Attack
+from unperturb.audit.arguments import check_arguments
 from unperturb.audit.arsenal import Arsenal, adaptive_backwards, adaptive_goals, arsenal
 from unperturb.audit.benign import BENIGN
 from unperturb.audit.cost import announcement, cost_ratio
 from unperturb.audit.given import read_given
+from unperturb.audit.numerics import Numerics, deterministic
 from unperturb.audit.plan import ATTACKERS, Plan, Unit, environment, plan_units
 from unperturb.audit.result import AuditResult
 from unperturb.audit.store import Store, digest_rows
+from unperturb.audit.subjects import check_repeatable, data_facts, subject_facts
 from unperturb.audit.work import Bench
 from unperturb.checks import check_device, check_labels
 from unperturb.classifiers import Classifier, as_classifier
 from unperturb.defense import Defense
 from unperturb.errors import ConfigError, InputError, UnperturbError
-from unperturb.files import short_paths, write_json
+from unperturb.files import write_json
 from unperturb.progress import progress
-from unperturb.randomness import Keys
 from unperturb.threat import Threat
 
 __all__ = ["audit", "complete"]
@@ -148,6 +149,9 @@ def audit(
         raise ConfigError(
             f"The threat is {threat!r}", expected="a threat model", fix="Linf(8 / 255) or L2(0.5)"
         )
+    check_arguments(
+        attackers=attackers, ids=ids, outside=outside, probe_images=probe_images, shard=shard
+    )
     if device is not None:
         check_device(device)
     target = defense if isinstance(defense, Defense) else as_classifier(defense)
@@ -167,7 +171,7 @@ def audit(
             subject.detector.slack(images.new_zeros(1))
     check_labels(labels, count=len(images), num_classes=classifier.num_classes)
     for subject in (target, compared):
-        _check_repeatable(subject, images[:64])
+        check_repeatable(subject, images[:64])
     if workers < 1:
         raise ConfigError(f"workers is {workers}", expected="at least 1")
     if time_budget is not None and not time_budget > 0:
@@ -194,10 +198,10 @@ def audit(
         backwards=adaptive_backwards(target),
         keep_images=keep_images,
         ids=named,
-        target=_subject(target, name),
-        baseline=_subject(compared, "undefended classifier" if own_baseline else "baseline"),
+        target=subject_facts(target, name),
+        baseline=subject_facts(compared, "undefended classifier" if own_baseline else "baseline"),
         has_defense=has_defense,
-        data=_data(data, images, labels),
+        data=data_facts(data, images, labels),
         own_baseline=own_baseline,
         goals=adaptive_goals(target),
         baseline_backwards=adaptive_backwards(compared),
@@ -228,7 +232,7 @@ def audit(
         if check is not None:
             check(surface, threat)
     mine = everything if shard is None else _cut(shard).of(everything)
-    with store.locked(), _deterministic(where):
+    with store.locked(), deterministic(where):
         store.begin(plan, labels.tolist(), environment(where))
         todo = [unit for unit in mine if not store.has(unit)]
         if todo:
@@ -241,26 +245,6 @@ def audit(
             write_json(store.folder / "cost.json", cost_ratio(target, compared, batch))
         complete(store)
     return AuditResult(store, _keep=temporary)
-
-
-def _check_repeatable(subject: Defense | Classifier, images: Tensor) -> None:
-    """Refuse randomness that no key names: nothing about it could be repeated or averaged.
-
-    Raises:
-        ConfigError: Two passes on equal images differ by more than rounding.
-    """
-    where = next(subject.parameters(), images).device
-    keys = Keys.of(0, [str(i) for i in range(len(images))], domain="check")
-    surface = Surface(subject)
-    with torch.no_grad():
-        one, two = (surface.terms(images.to(where), keys).scores for _ in range(2))
-    size = float(one.nan_to_num(0.0, 0.0, 0.0).abs().max())
-    if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * size, equal_nan=True):
-        raise ConfigError(
-            "The classifier answers differently on equal images, and no draw is named for it",
-            expected="a module that gives equal scores to equal images in eval mode",
-            fix="put what is random into a Purifier with stochastic = True, drawing by ctx.noise",
-        )
 
 
 def _benign(chosen: Arsenal, *, own_baseline: bool) -> tuple[str, ...]:
@@ -282,50 +266,6 @@ def _cut(shard: tuple[int, int]) -> _Cut:
             f"The shard is {index}/{count}", expected="i/n with 1 <= i <= n, such as 1/4"
         )
     return _Cut(index, count)
-
-
-def _subject(module: Defense | Classifier, name: str | None) -> dict[str, Any]:
-    describe = module.describe()
-    classifier = describe["classifier"] if isinstance(module, Defense) else describe
-    classifier["spec"] = short_paths(classifier.get("spec", ""))
-    weights = (classifier.get("weights") or {}).get("file")
-    of = classifier.get("arch") or "classifier"
-    of = f"{of} ({weights})" if weights else of
-    own = name or ("defense" if isinstance(module, Defense) else "undefended classifier")
-    return {
-        "name": own,
-        "title": f"{own} around {of}" if isinstance(module, Defense) else of,
-        "fingerprint": module.fingerprint(),
-        "describe": describe,
-    }
-
-
-def _data(given: dict[str, Any] | None, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    facts = {"source": "tensors", "split": None, "classes": [], **(given or {})}
-    facts["source"] = short_paths(str(facts["source"]))
-    return {**facts, "fingerprint": _images_fingerprint(images, labels)}
-
-
-def _images_fingerprint(images: Tensor, labels: Tensor) -> str:
-    import hashlib
-
-    digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    digest.update(images.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    digest.update(labels.detach().cpu().to(torch.int64).numpy().tobytes())
-    return digest.hexdigest()
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Fixed kernels on CUDA for the time of an audit; the flags are put back."""
-    if device.type != "cuda":
-        yield
-        return
-    tf32 = torch.backends.cudnn.allow_tf32
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
-    ):
-        yield
 
 
 def _run_units(
@@ -376,39 +316,7 @@ def _do(
 _WORKER: tuple[Bench, Store] | None = None
 
 
-@dataclass(frozen=True)
-class _Numerics:
-    """What of this process decides the bits of a result: workers take it over."""
-
-    threads: int
-    matmul: str
-    deterministic: bool
-    warn_only: bool
-    cudnn_tf32: bool
-    matmul_tf32: bool
-
-    @classmethod
-    def here(cls) -> _Numerics:
-        return cls(
-            torch.get_num_threads(),
-            torch.get_float32_matmul_precision(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cuda.matmul.allow_tf32,
-        )
-
-    def apply(self) -> None:
-        torch.set_num_threads(self.threads)
-        torch.set_float32_matmul_precision(self.matmul)
-        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
-        torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
-        torch.backends.cuda.matmul.allow_tf32 = self.matmul_tf32
-        # As the audit itself runs; see ``_deterministic``.
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-
-
-def _begin_worker(bench: Bench, store: Store, numerics: _Numerics) -> None:
+def _begin_worker(bench: Bench, store: Store, numerics: Numerics) -> None:
     global _WORKER
     numerics.apply()
     _WORKER = (bench, store)
@@ -441,7 +349,7 @@ def _run_parallel(
             fix="use workers=1, or move them out of __main__ and out of functions",
         ) from error
     context = multiprocessing.get_context("spawn")
-    arguments = (bench, store, _Numerics.here())
+    arguments = (bench, store, Numerics.here())
     try:
         with ProcessPoolExecutor(workers, context, _begin_worker, arguments) as pool:
             waiting = iter(todo)

@@ -22,60 +22,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 from unperturb.audit.plan import READABLE, SCHEMA_VERSION, Plan, Unit, differences
+from unperturb.audit.schema import COLUMNS, Rows, arrays, digest_rows, schema, upgraded
 from unperturb.errors import OutputError, RecordError
 from unperturb.files import write_atomic, write_json, write_tensors
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["COLUMNS", "Rows", "Store"]
-
-Rows = dict[str, np.ndarray[Any, Any]]
-
-COLUMNS: dict[str, str] = {
-    "image_id": "string",
-    "subject": "string",
-    "attack": "string",
-    "attacker": "string",
-    "backward": "string",
-    "rule": "string",
-    "goal": "string",
-    "eps": "float64",
-    "purpose": "string",
-    "draw": "int32",
-    "label": "int32",
-    "prediction": "int32",
-    "correct": "bool",
-    "flagged": "bool",
-    "correct_8bit": "bool",
-    "inside": "bool",
-    "margin": "float32",
-    "detector": "float32",
-    "linf": "float32",
-    "l2": "float32",
-    "measure": "float32",
-    "queries": "int32",
-    "gradients": "int32",
-    "zero_gradients": "int32",
-    "nan_gradients": "int32",
-    "pixels": "string",
-}
-"""Columns of a row and their types.
-
-``eps`` is the size the attack was run at; ``purpose`` is ``score`` or, for a random subject, also
-``select`` (draws on which its worst attack is selected, none of which it is scored on); ``inside``
-says whether the image lies in the ball of the threat model; ``detector`` is the detector's score
-and ``measure`` the attack's own measure, NaN where there is none; ``gradients`` are the gradient
-evaluations spent on the image (-1: not known), of which ``zero_gradients`` were zero; ``pixels`` is
-the first half of the SHA-256 of the image's float32 bytes, in C order.
-"""
-
-_NEW = ("goal", "eps", "purpose", "inside", "detector", "measure", "gradients")
-_VERSIONS = {1: {n: kind for n, kind in COLUMNS.items() if n not in _NEW}, 2: COLUMNS}
+__all__ = ["COLUMNS", "WHOLE", "Rows", "Store", "digest_rows"]
 
 WHOLE = "rows.parquet"
 
@@ -101,62 +58,6 @@ _PARQUET: dict[str, Any] = {
 _SORT = (
     "subject", "attack", "attacker", "backward", "goal", "eps", "image_id", "purpose", "draw"
 )  # fmt: skip
-
-
-def _schema(version: int = SCHEMA_VERSION) -> pa.Schema:
-    import pyarrow as pa
-
-    types = {
-        "string": pa.string(),
-        "int32": pa.int32(),
-        "bool": pa.bool_(),
-        "float32": pa.float32(),
-        "float64": pa.float64(),
-    }
-    columns = _VERSIONS[version]
-    meta = {"schema_version": str(version)}
-    return pa.schema([(name, types[kind]) for name, kind in columns.items()], metadata=meta)
-
-
-def _arrays(table: pa.Table) -> Rows:
-    """Columns as arrays; texts, of which few differ, are made once each."""
-    import pyarrow as pa
-
-    found: Rows = {}
-    for name in table.column_names:
-        column = table.column(name)
-        if pa.types.is_string(column.type) and name != "pixels":
-            coded = column.combine_chunks().dictionary_encode()
-            words = np.array(coded.dictionary.to_pylist(), dtype=object)
-            codes = coded.indices.to_numpy(zero_copy_only=False)
-            found[name] = words[codes] if len(words) else np.array([], dtype=object)
-        else:
-            found[name] = column.to_numpy(zero_copy_only=False)
-    return found
-
-
-def _upgraded(table: pa.Table, eps: float) -> pa.Table:
-    """Rows of the first schema in the columns of this one: what it had no word for is constant."""
-    import pyarrow as pa
-
-    none = [attack == "clean" for attack in table.column("attack").to_pylist()]
-    count = len(none)
-    fresh = {
-        "goal": ["none" if clean else "wrong" for clean in none],
-        "eps": [0.0 if clean else eps for clean in none],
-        "purpose": ["score"] * count,
-        "inside": [True] * count,
-        "detector": [float("nan")] * count,
-        "measure": [float("nan")] * count,
-        "gradients": [-1] * count,
-    }
-    schema = _schema()
-    columns = [fresh[n] if n in fresh else table.column(n) for n in COLUMNS]
-    columns = [
-        pa.array(column, field.type) if isinstance(column, list) else column
-        for column, field in zip(columns, schema, strict=True)
-    ]
-    return pa.table(columns, schema=schema)
 
 
 class Store:
@@ -308,7 +209,7 @@ class Store:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.table({name: rows[name] for name in COLUMNS}, schema=_schema())
+        table = pa.table({name: rows[name] for name in COLUMNS}, schema=schema())
         if pixels:
             write_tensors(self.pixels_path(unit), pixels)
         write_json(self.folder / "timings" / f"{unit.name}.json", seconds)
@@ -328,7 +229,7 @@ class Store:
 
         if self.plan()["settings"]["schema_version"] != SCHEMA_VERSION:
             return
-        table = pa.table({name: rows[name] for name in COLUMNS}, schema=_schema())
+        table = pa.table({name: rows[name] for name in COLUMNS}, schema=schema())
 
         def write(path: Path) -> None:
             with pq.ParquetWriter(path, table.schema, **_PARQUET) as writer:
@@ -347,8 +248,8 @@ class Store:
                 return None
         except OSError:
             return None
-        table = self._read(self.folder / WHOLE, SCHEMA_VERSION, _schema())
-        return _arrays(table)
+        table = self._read(self.folder / WHOLE, SCHEMA_VERSION, schema())
+        return arrays(table)
 
     def rows(self, units: Sequence[Unit]) -> Rows:
         """All rows of these units, sorted canonically; unfinished units are left out.
@@ -361,18 +262,18 @@ class Store:
         if len(units) and (whole := self._whole()) is not None:
             return whole
         stored = self.plan()["settings"]
-        schema = _schema(stored["schema_version"])
+        known = schema(stored["schema_version"])
         tables = [
-            self._read(path, stored["schema_version"], schema)
+            self._read(path, stored["schema_version"], known)
             for path in map(self._rows_path, units)
             if path.exists()
         ]
-        table = pa.concat_tables(tables) if tables else schema.empty_table()
+        table = pa.concat_tables(tables) if tables else known.empty_table()
         if stored["schema_version"] != SCHEMA_VERSION:
-            table = _upgraded(table, stored["threat"]["eps"])
-        return _arrays(table.sort_by([(name, "ascending") for name in _SORT]))
+            table = upgraded(table, stored["threat"]["eps"])
+        return arrays(table.sort_by([(name, "ascending") for name in _SORT]))
 
-    def _read(self, path: Path, version: int, schema: pa.Schema) -> pa.Table:
+    def _read(self, path: Path, version: int, known: pa.Schema) -> pa.Table:
         """One unit's rows, checked."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -393,10 +294,10 @@ class Store:
                 expected=f"schema version {version}",
                 fix="read it with the version of unperturb that wrote it",
             )
-        if not table.schema.equals(schema):
+        if not table.schema.equals(known):
             raise RecordError(
                 f"{path} is damaged: its columns are {', '.join(table.schema.names)}",
-                expected=", ".join(schema.names),
+                expected=", ".join(known.names),
                 fix=_REDO,
             )
         return table
@@ -457,37 +358,6 @@ class Store:
             expected=f"{manifest['digest'][:12]}, as manifest.json says",
             fix="delete these files and run the same audit again: only their units are redone",
         )
-
-
-def digest_rows(rows: Rows, settings_hash: str, version: int = SCHEMA_VERSION) -> str:
-    """SHA-256 over the settings' hash and the canonical, sorted rows, pixel hashes among them.
-
-    Args:
-        rows: What ``Store.rows`` reads.
-        settings_hash: Hash of the plan's settings.
-        version: Schema the rows were written in: its columns alone are digested.
-
-    Example:
-        >>> empty = {name: np.array([]) for name in COLUMNS}
-        >>> len(digest_rows(empty, ""))
-        64
-    """
-    found = hashlib.sha256(settings_hash.encode())
-    for name, kind in _VERSIONS[version].items():
-        values = rows[name]
-        found.update(name.encode() + b"\0")
-        if kind == "string":
-            found.update("\0".join(map(str, values.tolist())).encode())
-        else:
-            plain = values.astype(_little(kind))
-            if kind.startswith("float"):
-                plain[np.isnan(plain)] = np.nan  # one NaN of many
-            found.update(np.ascontiguousarray(plain).tobytes())
-    return found.hexdigest()
-
-
-def _little(kind: str) -> str:
-    return {"int32": "<i4", "bool": "u1", "float32": "<f4", "float64": "<f8"}[kind]
 
 
 def _sha256(path: Path) -> str:
