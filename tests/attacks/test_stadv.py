@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unperturb.attacks.base import Attacked
 from unperturb.attacks.losses import margin
-from unperturb.attacks.stadv import StAdv, _sample, make_stadv, roughness, warp
+from unperturb.attacks.stadv import StAdv, sample, make_stadv, roughness, warp
 from unperturb.attacks.surface import Surface
 from unperturb.errors import AttackError, ConfigError, SpecError
 from unperturb.randomness import Keys
@@ -74,7 +74,7 @@ def test_derivatives_are_those_of_differentiation(pixels: Any) -> None:
     flow[:, 1, 0], flow[:, 1, -1] = 0.01, -0.01
     flow.requires_grad_()
     (wanted,) = torch.autograd.grad(warp(images, flow).sum(), flow)
-    _, by_x, by_y = _sample(images, flow.detach())
+    _, by_x, by_y = sample(images, flow.detach())
     torch.testing.assert_close(torch.stack((by_x.sum(1), by_y.sum(1)), 1), wanted)
 
 
@@ -157,7 +157,7 @@ def test_without_a_random_start_one_step_is_the_sign_of_the_slope(conv: Any, pix
     found = attack(net, images, labels, steps=1, random_start=False, step_size=0.5)
     leaf = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(margin(net(leaf), labels).sum(), leaf)
-    _, by_x, by_y = _sample(images, torch.zeros(2, 2, 8, 8, dtype=torch.float64))
+    _, by_x, by_y = sample(images, torch.zeros(2, 2, 8, 8, dtype=torch.float64))
     slope = torch.stack(((gradient * by_x).sum(1), (gradient * by_y).sum(1)), 1)
     assert found.detail is not None
     torch.testing.assert_close(found.detail, 0.025 * slope.sign())

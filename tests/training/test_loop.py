@@ -291,7 +291,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_a_number_is_told(tmp_path: Path) -> None:
     settings = config(objective="standard", lr=1e12, schedule="multistep")
-    words = r"The training loss is (nan|inf) in epoch 1\. Expected: a finite loss\. Fix: lower lr"
+    words = (
+        r"The training loss is (nan|inf) in epoch 1, step \d+\. "
+        r"Expected: a finite loss\. Fix: lower lr"
+    )
     with pytest.raises(ConfigError, match=words):
         train_classifier(network(), digits(), settings, out=tmp_path, show=False)
     assert not (tmp_path / CHECKPOINT).exists()

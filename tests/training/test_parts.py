@@ -27,8 +27,9 @@ from unperturb.training import (
     pgd_examples,
 )
 from unperturb.training.augment import augment, epoch_generator
+from unperturb.training.examples import evaluating
 from unperturb.training.monitor import depth
-from unperturb.training.objectives import evaluating
+from unperturb.training.objectives import Step
 
 GENERATOR = np.random.default_rng(0)
 
@@ -199,7 +200,13 @@ def test_the_losses_are_cross_entropies(
     def draw() -> np.random.Generator:
         return np.random.default_rng(0)
 
-    found = {name: f(net, images, labels, settings, draw()) for name, f in OBJECTIVES.items()}
+    found = {
+        name: OBJECTIVES[name](
+            Step(network=net, attacked=net, images=images, labels=labels, settings=settings,
+                 generator=draw())
+        )
+        for name in ("standard", "fgsm", "pgd")
+    }  # fmt: skip
     torch.testing.assert_close(found["standard"], F.cross_entropy(net(images), labels))
     torch.testing.assert_close(found["fgsm"], F.cross_entropy(net(adversarial), labels))
     assert found["fgsm"] > found["standard"]
@@ -242,9 +249,12 @@ def test_the_clean_pass_enters_the_statistics_and_nothing_else(
     found = {}
     for clean_pass in (False, True):
         net = conv().train()
-        loss = OBJECTIVES["fgsm"](
-            net, images, labels, TrainConfig(eps=0.05, clean_pass=clean_pass), GENERATOR
-        )
+        settings = TrainConfig(eps=0.05, clean_pass=clean_pass)
+        step = Step(
+            network=net, attacked=net, images=images, labels=labels, settings=settings,
+            generator=GENERATOR,
+        )  # fmt: skip
+        loss = OBJECTIVES["fgsm"](step)
         gradients = torch.autograd.grad(loss, list(net.parameters()))
         found[clean_pass] = (loss.detach(), gradients, net[1].running_mean.clone())
     one, two = found[False], found[True]

@@ -23,7 +23,7 @@ from unperturb.attacks.batch import Batch
 from unperturb.attacks.losses import LOSSES
 from unperturb.errors import AttackError, unknown_name
 
-__all__ = ["StAdv", "make_stadv", "roughness", "warp"]
+__all__ = ["StAdv", "make_stadv", "roughness", "sample", "warp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class StAdv(BaseAttack):
             if not len(rows):
                 break
             index = batch.compact(rows)
-            point, by_x, by_y = _sample(batch.origin[index], flow[index])
+            point, by_x, by_y = sample(batch.origin[index], flow[index])
             gradient, _, _, wrong = batch.gradient(point, index, step, objective)
             slope = torch.stack(((gradient * by_x).sum(1), (gradient * by_y).sum(1)), 1)
             slope, wrong = slope[: len(rows)], wrong[: len(rows)]
@@ -146,7 +146,7 @@ def warp(images: Tensor, flow: Tensor) -> Tensor:
             f"A flow of shape {tuple(flow.shape)} for images of shape {tuple(images.shape)}",
             expected=f"a flow of shape {(len(images), 2, *images.shape[2:])}",
         )
-    return _sample(images, flow)[0]
+    return sample(images, flow)[0]
 
 
 def _axis(flow: Tensor, size: int, axis: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +162,7 @@ def _axis(flow: Tensor, size: int, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     return place, (place + 1).clamp(max=size - 1), rest
 
 
-def _sample(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def sample(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bent images, and their derivatives by the flow to the right and by the flow down.
 
     Beyond an edge, where the true derivative is zero, it is the one at the edge: a flow that

@@ -31,12 +31,17 @@ if TYPE_CHECKING:
               help="Normalization in front of a new network: none, imagenet, cifar10.")  # fmt: skip
 @data_options(default_split="train")
 @click.option("--objective", default="standard", show_default=True,
-              help="standard, or adversarial: fgsm (one step) or pgd (several).")  # fmt: skip
+              help="standard; one-step: fgsm, fgsm-trades, fgsm-mart; several steps: pgd, trades, "
+                   "mart, fat, gairat, cw, stadv.")  # fmt: skip
 @click.option("--eps", default="8/255", show_default=True,
               help="Linf size of the training attack, in pixel units.")  # fmt: skip
+@click.option("--mixture", default="", metavar="SIZES",
+              help="fgsm: several sizes, such as 0,8/255,16/255; 0 is clean.")  # fmt: skip
 @click.option("--epochs", type=int, default=15, show_default=True,
               help="Passes over the training images.")  # fmt: skip
 @click.option("--batch-size", type=int, default=128, show_default=True, help="Images in a step.")
+@click.option("--accumulate", type=int, default=1, show_default=True,
+              help="Parts of a batch that go through the network one by one.")  # fmt: skip
 @click.option("--lr", type=float, default=0.1, show_default=True, help="Peak learning rate of SGD.")
 @click.option("--weight-decay", type=float, default=5e-4, show_default=True,
               help="Weight decay of SGD.")  # fmt: skip
@@ -48,9 +53,16 @@ if TYPE_CHECKING:
 @click.option("--clean-pass", is_flag=True,
               help="fgsm: clean batches enter the batch-norm statistics too.")  # fmt: skip
 @click.option("--attack-steps", type=int, default=7, show_default=True,
-              help="pgd: steps of the training attack, of eps/4 each.")  # fmt: skip
+              help="Steps of a training attack that has several.")  # fmt: skip
+@click.option("--attack-step-size", type=float, default=0.25, show_default=True,
+              help="Its step, as a fraction of eps.")  # fmt: skip
+@click.option("--beta", type=float, default=6.0, show_default=True,
+              help="trades, mart: weight of the robust term.")  # fmt: skip
+@click.option("--set", "more", multiple=True, metavar="NAME=VALUE",
+              help="Any other setting, such as gairat_burn_in=0.5; may be repeated.")  # fmt: skip
 @click.option("--keep", default="deepest", show_default=True,
-              help="fgsm: keep the epoch deepest in robust overfitting, or the last.")  # fmt: skip
+              help="Which epoch: deepest in robust overfitting (one-step objectives), robust "
+                   "(PGD on held-out images), or last.")  # fmt: skip
 @click.option("--holdout", type=int, default=1000, show_default=True,
               help="Images at the end of the split that are never trained on.")  # fmt: skip
 @click.option("--monitor-images", type=int, default=256, show_default=True,
@@ -60,7 +72,7 @@ if TYPE_CHECKING:
 )
 @run_options(out="runs/train", out_help="Folder of the weights and their record.")
 def train(**options: Any) -> int:
-    """Train a classifier: standard, by FGSM into robust overfitting, or by PGD to be robust.
+    """Train a classifier: standard, by FGSM into robust overfitting, or to be robust.
 
     \b
     Examples:
@@ -70,35 +82,20 @@ def train(**options: Any) -> int:
         --milestones 0.7 --epochs 8 --data cifar10/ --out runs/fgsm
       unperturb train --start runs/standard --objective pgd --eps 8/255 --lr 0.05 \\
         --schedule one-cycle --epochs 10 --data cifar10/ --out runs/pgd
+      accelerate launch --cpu --num_processes 2 -m unperturb train --start runs/standard \\
+        --objective trades --data cifar10/ --out runs/trades
 
-    A run that was cut off goes on with the same command.
+    A run that was cut off goes on with the same command, in the middle of an epoch too.
     """
     from unperturb.classifiers import load_classifier, new_classifier
-    from unperturb.training import TrainConfig, train_classifier
+    from unperturb.training import train_classifier
 
     if (options["arch"] is None) == (options["start"] is None):
         raise SpecError(
             "One of --arch and --start is needed, and not both",
             expected="--arch NAME to train from scratch, or --start CLASSIFIER",
         )
-    config = TrainConfig(
-        objective=options["objective"],
-        eps=threat_of("linf", options["eps"]).eps,
-        epochs=options["epochs"],
-        batch_size=options["batch_size"],
-        lr=options["lr"],
-        weight_decay=options["weight_decay"],
-        schedule=options["schedule"],
-        milestones=_milestones(options["milestones"]),
-        augment=options["augment"],
-        precision=options["precision"],
-        clean_pass=options["clean_pass"],
-        attack_steps=options["attack_steps"],
-        keep=options["keep"],
-        holdout=options["holdout"],
-        monitor_images=options["monitor_images"],
-        seed=options["seed"],
-    )
+    config = _config(options)
     _check_folder(Path(options["out"]))
     device = setup(options["device"], options["threads"])
     data = _training_data(options)
@@ -134,6 +131,56 @@ def train(**options: Any) -> int:
     elif show:
         _tell(card, folder, finished)
     return 0
+
+
+_PLAIN = (
+    "objective", "epochs", "batch_size", "accumulate", "lr", "weight_decay", "schedule", "augment",
+    "precision", "clean_pass", "attack_steps", "attack_step_size", "beta", "keep", "holdout",
+    "monitor_images", "seed",
+)  # fmt: skip
+
+
+def _config(options: dict[str, Any]) -> TrainConfig:
+    from unperturb.training import TrainConfig
+
+    values: dict[str, Any] = {name: options[name] for name in _PLAIN}
+    values |= {
+        "eps": threat_of("linf", options["eps"]).eps,
+        "milestones": _milestones(options["milestones"]),
+        "mixture": _mixture(options["mixture"]),
+    }
+    for pair in options["more"]:
+        name, equals, text = pair.partition("=")
+        if not equals or name in values:
+            raise ConfigError(
+                f"--set {pair}",
+                expected="NAME=VALUE of a setting without an option of its own",
+                fix=f"use --{name.replace('_', '-')}" if name in values else "",
+            )
+        values[name] = _value(name, text)
+    return TrainConfig.from_dict(values)
+
+
+def _value(name: str, text: str) -> Any:
+    """What a setting is set to: of the kind that its default is."""
+    from unperturb.training import TrainConfig
+
+    default = getattr(TrainConfig(), name, None)
+    try:
+        if isinstance(default, tuple):
+            return tuple(int(part) for part in text.split(",") if part.strip())
+        # A size may be written as a fraction; an unknown name is refused with the rest.
+        top, _, bottom = text.partition("/")
+        return float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(
+            f"--set {name}={text}", expected="a number, a fraction, or numbers with commas"
+        ) from None
+
+
+def _mixture(text: str) -> tuple[float, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return tuple(0.0 if part == "0" else threat_of("linf", part).eps for part in parts)
 
 
 def _check_folder(folder: Path) -> None:
@@ -188,6 +235,8 @@ def _check_holdout(data: ImageSet, config: TrainConfig) -> None:
 
 
 def _tell(card: dict[str, Any], folder: Path, finished: bool) -> None:
+    from unperturb.training.objectives import OVERFITTING
+
     if not finished:
         click.echo(f"not finished: the same command without --stop-after goes on ({folder})")
         return
@@ -198,7 +247,7 @@ def _tell(card: dict[str, Any], folder: Path, finished: bool) -> None:
         if isinstance(value, float) and key.startswith(("train_c", "train_f", "train_p", "held"))
     ]
     click.echo(f"kept epoch {card['kept_epoch']}: {', '.join(figures)}")
-    if card["objective"] == "fgsm":
+    if card["objective"] in OVERFITTING:
         reached = monitor["robust_overfitting"]
         words = "reached" if reached else "NOT reached"
         click.echo(f"robust overfitting {words} ({monitor['rule']})")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from unperturb.training.config import TrainConfig
+from unperturb.training.examples import fgsm_examples, pgd_examples
 from unperturb.training.loop import Trained, train
 from unperturb.training.monitor import make_monitor, measure
-from unperturb.training.objectives import OBJECTIVES, fgsm_examples, pgd_examples
+from unperturb.training.objectives import OBJECTIVES, Step
 from unperturb.training.run import train_classifier
 
 __all__ = [
     "OBJECTIVES",
+    "Step",
     "TrainConfig",
     "Trained",
     "fgsm_examples",

@@ -7,14 +7,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["augment", "epoch_generator"]
+__all__ = ["augment", "epoch_generator", "step_generator"]
 
 _PAD = 4
 
 
 def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
-    """The generator of one epoch: order and augmentation are a function of (seed, epoch)."""
+    """The generator of one epoch's order: a function of (seed, epoch)."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch]))
+
+
+def step_generator(
+    seed: int, epoch: int, step: int, *, process: int = 0, part: int = 0
+) -> np.random.Generator:
+    """The generator of one step: augmentation, and starts of attacks.
+
+    A function of its arguments alone, so that a run goes on in the middle of an epoch with the
+    draws it would have had.
+
+    Example:
+        >>> one, two = (step_generator(0, 3, 17).random() for _ in range(2))
+        >>> one == two
+        True
+    """
+    # The last word of the counter keeps apart what steps draw from what the epoch's order draws.
+    counter = [0, process * 2**32 + part, step, 1]
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=counter))
 
 
 def augment(images: Tensor, kind: str, generator: np.random.Generator) -> Tensor:

@@ -13,7 +13,16 @@ __all__ = ["TrainConfig"]
 _AUGMENTATIONS = ("crop-flip", "flip", "none")
 _SCHEDULES = ("multistep", "one-cycle")
 _PRECISIONS = ("float32", "bfloat16")
-_KEEP = ("deepest", "last")
+_KEEP = ("deepest", "robust", "last")
+_TUPLES = ("milestones", "mixture", "fat_tau")
+
+
+def _size(name: str, value: float, expected: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is {value:g}",
+        expected=f"{expected}, in pixel units",
+        fix=f"write it as a fraction, such as {name} 8/255",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +30,16 @@ class TrainConfig:
     """Everything that decides what a training run computes.
 
     Attributes:
-        objective: ``standard``, ``fgsm`` or ``pgd``.
-        eps: Linf size of the training attack in pixel units; unused by ``standard``.
+        objective: A name of ``OBJECTIVES``: ``standard``, ``fgsm``, ``fgsm-trades``, ``fgsm-mart``,
+            ``pgd``, ``trades``, ``mart``, ``fat``, ``gairat``, ``cw`` or ``stadv``.
+        eps: Linf size of the training attack in pixel units; unused by ``standard``, ``cw`` and
+            ``stadv``.
+        mixture: For ``fgsm``: sizes of the examples in pixel units, 0 being the clean images;
+            empty for ``eps`` alone.
         epochs: Passes over the training images.
-        batch_size: Images in a step.
+        batch_size: Images in a step, over all processes.
+        accumulate: Parts of a batch that go through the network one after the other; the gradient
+            is that of the whole, the batch-norm statistics are those of the parts.
         lr: Peak learning rate of SGD.
         momentum: SGD momentum.
         weight_decay: SGD weight decay.
@@ -35,10 +50,18 @@ class TrainConfig:
         augment: ``crop-flip`` (pad by 4, random crop, flip), ``flip`` or ``none``.
         precision: ``float32``, or ``bfloat16`` autocast.
         clean_pass: For ``fgsm``: let the clean batch enter the batch-norm statistics.
-        attack_steps: For ``pgd``: steps of the training attack.
-        attack_step_size: For ``pgd``: its step as a fraction of eps.
-        keep: For ``fgsm``: keep the ``deepest`` epoch in robust overfitting, or the ``last`` (for
-            a stage that another one goes on from).
+        attack_steps: Steps of the training attack, where it has several.
+        attack_step_size: Its step as a fraction of eps (of ``flow`` for ``stadv``).
+        beta: Weight of the robust term of ``trades`` and ``mart``, and of their FGSM forms.
+        fat_tau: For ``fat``: steps an image takes once it is wrong, in parts of the run.
+        gairat_lambda: For ``gairat``: shift of the weights; -1 in the paper.
+        gairat_burn_in: For ``gairat``: share of the run with equal weights; 0.6 in the paper.
+        cw_weight: For ``cw``: weight of the margin against the squared distance.
+        cw_rate: For ``cw``: Adam's step in tanh space.
+        flow: For ``stadv``: greatest flow in ``grid_sample`` units.
+        keep: Which epoch is kept: the one ``deepest`` in robust overfitting (for objectives on
+            one-step examples; the last one for others), the most ``robust`` one (PGD-20 on
+            held-out images), or the ``last`` (for a stage that another one goes on from).
         holdout: Images at the end of the training split that are never trained on; the monitor
             and every choice of a hyperparameter use these.
         monitor_images: Training images, and held-out images, that the monitor attacks.
@@ -51,8 +74,10 @@ class TrainConfig:
 
     objective: str = "standard"
     eps: float = 8 / 255
+    mixture: tuple[float, ...] = ()
     epochs: int = 15
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -64,6 +89,13 @@ class TrainConfig:
     clean_pass: bool = False
     attack_steps: int = 7
     attack_step_size: float = 0.25
+    beta: float = 6.0
+    fat_tau: tuple[int, ...] = (0, 1, 2)
+    gairat_lambda: float = -1.0
+    gairat_burn_in: float = 0.6
+    cw_weight: float = 1.0
+    cw_rate: float = 0.01
+    flow: float = 0.05
     keep: str = "deepest"
     holdout: int = 1000
     monitor_images: int = 256
@@ -80,21 +112,56 @@ class TrainConfig:
         ):
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)
-        for name in ("epochs", "batch_size", "monitor_images", "attack_steps"):
+        for name in ("epochs", "batch_size", "monitor_images", "attack_steps", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", expected="at least 1")
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate is {self.accumulate}",
+                expected=f"at most the batch size, {self.batch_size}",
+            )
         if self.holdout < 0:
             raise ConfigError(f"holdout is {self.holdout}", expected="0 or more")
-        for name in ("lr", "attack_step_size"):
+        for name in ("lr", "attack_step_size", "cw_weight", "cw_rate", "flow"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", expected="above 0")
+        if not self.beta >= 0:
+            raise ConfigError(f"beta is {self.beta}", expected="0 or more")
+        if not 0 <= self.gairat_burn_in <= 1:
+            raise ConfigError(f"gairat_burn_in is {self.gairat_burn_in}", expected="from 0 to 1")
+        if not self.fat_tau or any(tau < 0 for tau in self.fat_tau):
+            raise ConfigError(
+                f"fat_tau is {self.fat_tau}", expected="one or more numbers of steps, 0 or more"
+            )
         for name in ("eps", "monitor_eps"):
             if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name):g}",
-                    expected="above 0 and at most 1, in pixel units",
-                    fix=f"write it as a fraction, such as {name} 8/255",
-                )
+                raise _size(name, getattr(self, name), "above 0 and at most 1")
+        for size in self.mixture:
+            if not 0 <= size <= 1:
+                raise _size("a size in mixture", size, "from 0 to 1")
+        if self.mixture and self.objective != "fgsm":
+            raise ConfigError(
+                f"mixture is {self.mixture} with the objective {self.objective!r}",
+                expected="a mixture of sizes for the objective 'fgsm' only",
+                fix="give one eps",
+            )
+        if self.mixture and self.clean_pass:
+            raise ConfigError(
+                "clean_pass is set with a mixture",
+                expected="one of the two",
+                fix="add 0, the clean images, to the mixture",
+            )
+        if self.keep == "robust" and (self.objective == "standard" or not self.holdout):
+            raise ConfigError(
+                "keep is 'robust'",
+                expected="an adversarial objective and held-out images",
+                fix="keep the last epoch, or hold images out",
+            )
+
+    @property
+    def known_eps(self) -> float:
+        """Size at which the network should know FGSM: the largest that it is trained on."""
+        return max(self.mixture, default=self.eps) or self.eps
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of one step out of ``steps``.
@@ -111,7 +178,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary; ``from_dict`` reads it back."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        found = asdict(self)
+        return {**found, **{name: list(found[name]) for name in _TUPLES}}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -120,4 +188,5 @@ class TrainConfig:
         for name in values:
             if name not in known:
                 raise unknown_name("training setting", name, known)
-        return cls(**{**values, "milestones": tuple(values.get("milestones", cls.milestones))})
+        tuples = {name: tuple(values[name]) for name in _TUPLES if name in values}
+        return cls(**{**values, **tuples})

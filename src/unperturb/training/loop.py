@@ -1,9 +1,10 @@
-"""One training loop for every objective: checkpoints after each epoch, and exact resume."""
+"""One training loop for every objective, with checkpoints and exact resume."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,21 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from unperturb.data import ImageSet
-from unperturb.errors import ConfigError, DataError, OutputError, RecordError
-from unperturb.files import write_tensors
+from unperturb.errors import ConfigError, DataError, OutputError
 from unperturb.progress import progress
-from unperturb.training.augment import augment, epoch_generator
+from unperturb.training.augment import augment, epoch_generator, step_generator
+from unperturb.training.checkpoint import CHECKPOINT, Checkpoint, Epoch, Score
 from unperturb.training.config import TrainConfig
-from unperturb.training.objectives import OBJECTIVES
+from unperturb.training.objectives import OBJECTIVES, Step
+from unperturb.training.processes import Alone, launched, statistics
+from unperturb.training.twin import Twin, make_twin
 
-__all__ = ["Epoch", "Trained", "train"]
-
-CHECKPOINT = "checkpoint.safetensors"
-
-Epoch = dict[str, Any]
-"""What is recorded of one epoch: number, loss, rate, seconds, and the monitor's figures."""
+__all__ = ["CHECKPOINT", "Epoch", "Trained", "train"]
 
 Monitor = Callable[[nn.Module], dict[str, Any]]
+
+_CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,11 @@ class Trained:
     epochs: list[Epoch]
 
 
-def _fingerprint(config: TrainConfig, data: ImageSet, start: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+def _fingerprint(
+    config: TrainConfig, data: ImageSet, start: dict[str, Tensor], processes: int
+) -> str:
+    settings: dict[str, Any] = {**config.to_dict(), "processes": processes}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(data.fingerprint().encode())
     for name in sorted(start):
         digest.update(name.encode() + start[name].detach().cpu().contiguous().numpy().tobytes())
@@ -63,30 +66,39 @@ def train(
     out: Path | None = None,
     device: torch.device | str = "cpu",
     monitor: Monitor | None = None,
-    depth: Callable[[dict[str, Any]], float] | None = None,
+    depth: Score | None = None,
     stop_after: int | None = None,
+    checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     show: bool = True,
 ) -> Trained:
     """Train ``network`` in place and return the epoch that is kept.
+
+    Examples are made against a copy of the network whose batch norms are folded into its
+    convolutions, where that can be done (``make_twin``): the same examples up to rounding, sooner.
+
+    Under ``accelerate launch`` the processes share each batch, and each returns the same weights.
 
     Args:
         network: Images in [0, 1] to logits; its parameters are updated.
         data: Training images. The last ``config.holdout`` of them are never trained on.
         config: The settings.
-        out: Folder of the checkpoint. A run that finds its own checkpoint there goes on from it,
-            and ends with the same weights as an uninterrupted one.
+        out: Folder of the checkpoint. A run that finds its own checkpoint there goes on from it, in
+            the middle of an epoch too, and ends with the same weights as an uninterrupted one on
+            the same number of threads.
         device: Where to train.
         monitor: Called after every epoch with the network in eval mode.
         depth: Score of an epoch's record; the epoch with the greatest is kept. None keeps the last.
         stop_after: Stop after this many epochs of the whole run, leaving the checkpoint (for tests
             and time limits).
+        checkpoint_seconds: A checkpoint is written after each epoch, and when this much time has
+            passed since the last.
         show: Show a progress bar.
 
     Raises:
         DataError: Fewer images than the held-out part and one batch need.
         RecordError: The checkpoint in ``out`` belongs to another run, or is damaged.
         OutputError: ``out`` cannot be written.
-        ConfigError: The loss is not finite.
+        ConfigError: The loss is not finite, or the processes do not divide the batch.
     """
     count = len(data) - config.holdout
     if count < config.batch_size:
@@ -95,9 +107,12 @@ def train(
             expected=f"at least one batch of {config.batch_size}",
             fix="lower holdout or batch_size, or give more images",
         )
-    if out is not None:
-        _check_writable(out)
     device = torch.device(device)
+    processes = launched(device)
+    _check_division(config, processes.count)
+    if out is not None and processes.main:
+        _check_writable(out)
+    processes.wait()
     network.to(device)
     if device.type == "cpu" or torch.backends.cudnn.is_available():
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -107,26 +122,51 @@ def train(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    fingerprint = _fingerprint(config, data, network.state_dict())
-    run = _Run(network, optimizer, fingerprint, out / CHECKPOINT if out else None)
-    run.resume()
+    fingerprint = _fingerprint(config, data, network.state_dict(), processes.count)
+    run = Checkpoint(network, optimizer, fingerprint, out / CHECKPOINT if out else None)
+    run.read()
+    processes.wait()
 
-    steps_each = count // config.batch_size
-    steps = steps_each * config.epochs
-    last = min(config.epochs, stop_after or config.epochs)
-    first = len(run.epochs)
+    twin = None
+    if config.objective != "standard":
+        twin = make_twin(network, data.images(slice(0, 2)).to(device))
+    loop = _Loop(network, twin, optimizer, data, config, run, device, processes)
+    loop.checkpoint_seconds = checkpoint_seconds
+    first, last = len(run.epochs), min(config.epochs, stop_after or config.epochs)
     bar = progress(
-        total=steps, initial=first * steps_each, desc=f"train {config.objective}", show=show
+        total=loop.steps * config.epochs,
+        initial=first * loop.steps + run.step,
+        desc=f"train {config.objective}",
+        show=show and processes.main,
     )
     with bar:
         for epoch in range(first, last):
-            record = _epoch(network, optimizer, data, config, epoch, steps_each, device, bar)
+            record = loop.epoch(epoch, bar)
             if monitor is not None:
                 network.eval()
-                record.update(monitor(network))
-            run.finish(record, depth)
+                record.update(processes.tell(monitor(network) if processes.main else None))
+            run.finish_epoch(record, depth) if processes.main else _keep(run, record, depth)
             bar.set_postfix_str(_summary(record))
+    processes.wait()
     return Trained(run.best_state, run.best_epoch, run.epochs)
+
+
+def _keep(run: Checkpoint, record: Epoch, depth: Score | None) -> None:
+    """The same bookkeeping in the processes that do not write."""
+    path, run.path = run.path, None
+    run.finish_epoch(record, depth)
+    run.path = path
+
+
+def _check_division(config: TrainConfig, processes: int) -> None:
+    shares = processes * config.accumulate
+    if config.batch_size % shares and shares > 1:
+        raise ConfigError(
+            f"A batch of {config.batch_size} for {processes} processes, in "
+            f"{config.accumulate} parts each",
+            expected=f"a multiple of {shares}",
+            fix="change --batch-size, --accumulate or the number of processes",
+        )
 
 
 def _check_writable(out: Path) -> None:
@@ -143,141 +183,104 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
-def _epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: ImageSet,
-    config: TrainConfig,
-    epoch: int,
-    steps: int,
-    device: torch.device,
-    bar: Any,
-) -> Epoch:
-    """Run one epoch; order and augmentation depend on (seed, epoch) alone."""
-    began = time.perf_counter()
-    objective = OBJECTIVES[config.objective]
-    generator = epoch_generator(config.seed, epoch)
-    order = torch.from_numpy(generator.permutation(len(data) - config.holdout))
-    network.train()
-    total = torch.zeros((), device=device)
-    for step in range(steps):
-        index = order[step * config.batch_size : (step + 1) * config.batch_size]
-        images = augment(data.images(index).to(device), config.augment, generator)
-        images = images.contiguous(memory_format=torch.channels_last)
-        labels = data.labels[index].to(device)
-        rate = config.rate(epoch * steps + step, steps * config.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        half = config.precision == "bfloat16"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            loss = objective(network, images, labels, config, generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-        bar.update(1)
-    loss_mean = float(total) / steps
-    if not loss_mean == loss_mean or loss_mean == float("inf"):
-        raise ConfigError(
-            f"The training loss is {loss_mean} in epoch {epoch + 1}",
-            expected="a finite loss",
-            fix="lower lr",
-        )
-    return {
-        "epoch": epoch + 1,
-        "loss": loss_mean,
-        "lr": rate,
-        "seconds": time.perf_counter() - began,
-    }
-
-
-def _summary(record: Epoch) -> str:
-    shown = [f"loss {record['loss']:.3f}"]
-    for key in ("heldout_clean", "train_fgsm", "train_pgd"):
-        if key in record:
-            shown.append(f"{key.replace('_', ' ')} {record[key]:.1%}")
-    return ", ".join(shown)
-
-
-class _Run:
-    """State of a run between epochs: what a checkpoint holds."""
+class _Loop:
+    """The steps of a run, given all that they work on."""
 
     def __init__(
         self,
         network: nn.Module,
+        twin: Twin | None,
         optimizer: torch.optim.Optimizer,
-        fingerprint: str,
-        path: Path | None,
+        data: ImageSet,
+        config: TrainConfig,
+        run: Checkpoint,
+        device: torch.device,
+        processes: Alone,
     ) -> None:
-        self.network, self.optimizer = network, optimizer
-        self.fingerprint, self.path = fingerprint, path
-        self.epochs: list[Epoch] = []
-        self.best_state: dict[str, Tensor] = {}
-        self.best_epoch = 0
-        self.best_depth = float("-inf")
+        self.network, self.twin, self.optimizer = network, twin, optimizer
+        self.data, self.config, self.run = data, config, run
+        self.device, self.processes = device, processes
+        self.steps = (len(data) - config.holdout) // config.batch_size
+        self.checkpoint_seconds = _CHECKPOINT_SECONDS
 
-    def _momenta(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def resume(self) -> None:
-        if self.path is None or not self.path.exists():
-            return
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="pt") as stored:
-                meta = json.loads((stored.metadata() or {})["run"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise RecordError(
-                f"{self.path} is damaged: {error}",
-                expected="the checkpoint that a training run wrote",
-                fix="choose another --out, or delete that checkpoint and begin anew",
-            ) from error
-        if meta["fingerprint"] != self.fingerprint:
-            raise RecordError(
-                f"{self.path} belongs to another training run "
-                f"({meta['fingerprint'][:12]}, this one is {self.fingerprint[:12]})",
-                expected="the same settings, images and start weights",
-                fix="choose another --out, or delete that checkpoint",
-            )
-        self.epochs, self.best_epoch = meta["epochs"], meta["best_epoch"]
-        self.best_depth = meta["best_depth"] if meta["best_depth"] is not None else float("-inf")
-        self.network.load_state_dict(_under(tensors, "network."))
-        self.best_state = _under(tensors, "best.") or _snapshot(self.network)
-        for index, parameter in enumerate(self._momenta()):
-            buffer = tensors[f"momentum.{index}"]
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
-                buffer
-            )
-
-    def finish(self, record: Epoch, depth: Callable[[dict[str, Any]], float] | None) -> None:
-        self.epochs.append(record)
-        score = depth(record) if depth is not None else float(record["epoch"])
-        if score >= self.best_depth:
-            self.best_depth, self.best_epoch = score, record["epoch"]
-            self.best_state = _snapshot(self.network)
-        if self.path is None:
-            return
-        tensors = {f"network.{k}": v for k, v in _snapshot(self.network).items()}
-        if self.best_epoch != record["epoch"]:
-            tensors |= {f"best.{k}": v for k, v in self.best_state.items()}
-        for index, parameter in enumerate(self._momenta()):
-            buffer = self.optimizer.state[parameter].get("momentum_buffer")
-            stored = torch.zeros_like(parameter) if buffer is None else buffer
-            tensors[f"momentum.{index}"] = stored.detach().cpu().contiguous()
-        meta = {
-            "fingerprint": self.fingerprint,
-            "epochs": self.epochs,
-            "best_epoch": self.best_epoch,
-            "best_depth": self.best_depth,
+    def epoch(self, epoch: int, bar: Any) -> Epoch:
+        """Run what is left of one epoch; order and draws depend on (seed, epoch, step) alone."""
+        config, run = self.config, self.run
+        began = written = time.perf_counter()
+        before = run.seconds
+        generator = epoch_generator(config.seed, epoch)
+        order = torch.from_numpy(generator.permutation(len(self.data) - config.holdout))
+        self.network.train()
+        rate = config.lr
+        while run.step < self.steps:
+            step = run.step
+            index = order[step * config.batch_size : (step + 1) * config.batch_size]
+            rate = config.rate(epoch * self.steps + step, self.steps * config.epochs)
+            loss = self.step(epoch, step, index[self.processes.rank :: self.processes.count], rate)
+            if not math.isfinite(loss):
+                raise ConfigError(
+                    f"The training loss is {loss} in epoch {epoch + 1}, step {step + 1}",
+                    expected="a finite loss",
+                    fix="lower lr; the last checkpoint is kept",
+                )
+            run.loss += loss
+            run.step += 1
+            bar.update(1)
+            now = time.perf_counter()
+            run.seconds = before + now - began
+            due = now - written >= self.checkpoint_seconds and run.step < self.steps
+            if due and self.processes.main:
+                run.write()
+                written = now
+        return {
+            "epoch": epoch + 1,
+            "loss": run.loss / self.steps,
+            "lr": rate,
+            "seconds": run.seconds,
         }
-        write_tensors(self.path, tensors, {"run": json.dumps(meta)})
+
+    def step(self, epoch: int, step: int, index: Tensor, rate: float) -> float:
+        """One update; returns the loss."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.twin is not None:
+            self.twin.refresh()
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part, rows in enumerate(index.chunk(config.accumulate)):
+            loss = self._loss(epoch, step, part, rows) * (len(rows) / len(index))
+            loss.backward()
+            total += loss.detach()
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        self.processes.average([*gradients, *statistics(self.network), total])
+        self.optimizer.step()
+        return float(total)
+
+    def _loss(self, epoch: int, step: int, part: int, rows: Tensor) -> Tensor:
+        config = self.config
+        generator = step_generator(config.seed, epoch, step, process=self.processes.rank, part=part)
+        images = augment(self.data.images(rows).to(self.device), config.augment, generator)
+        half = config.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            return OBJECTIVES[config.objective](
+                Step(
+                    network=self.network,
+                    attacked=self.network if self.twin is None else self.twin,
+                    images=images.contiguous(memory_format=torch.channels_last),
+                    labels=self.data.labels[rows].to(self.device),
+                    settings=config,
+                    generator=generator,
+                    done=(epoch * self.steps + step) / (self.steps * config.epochs),
+                )
+            )
 
 
-def _snapshot(network: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def _summary(record: Epoch) -> str:
+    shown = [f"loss {record['loss']:.3f}"]
+    for key in ("heldout_clean", "heldout_fgsm", "train_fgsm", "train_pgd"):
+        if key in record:
+            shown.append(f"{key.replace('_', ' ')} {record[key]:.1%}")
+    if record.get("robust_overfitting"):
+        shown.append("robust overfitting")
+    return ", ".join(shown)

@@ -16,9 +16,19 @@ from unperturb.classifiers import Classifier, save_classifier
 from unperturb.data import ImageSet
 from unperturb.errors import RecordError
 from unperturb.files import short_paths, write_json
+from unperturb.training.checkpoint import CHECKPOINT, Epoch, Score
 from unperturb.training.config import TrainConfig
-from unperturb.training.loop import CHECKPOINT, Epoch, train
-from unperturb.training.monitor import FGSM_ABOVE, PGD_BELOW, depth, make_monitor
+from unperturb.training.loop import train
+from unperturb.training.monitor import (
+    FGSM_ABOVE,
+    PGD_BELOW,
+    depth,
+    make_monitor,
+    other_attacks,
+    robustness,
+)
+from unperturb.training.objectives import OVERFITTING
+from unperturb.training.processes import launched
 
 __all__ = ["train_classifier"]
 
@@ -53,8 +63,9 @@ def train_classifier(
     record for each epoch) and, until the run is finished, a checkpoint. A run that was cut off goes
     on from its checkpoint and ends with the weights of an uninterrupted one.
 
-    Standard training keeps the last epoch; FGSM training keeps the epoch that is deepest in
-    robust overfitting, unless ``config.keep`` says otherwise.
+    Training on one-step examples keeps the epoch that is deepest in robust overfitting, other
+    training the last, unless ``config.keep`` says otherwise. Under ``accelerate launch`` the first
+    process writes.
 
     Args:
         classifier: Fresh (``new_classifier``) or with start weights.
@@ -90,7 +101,8 @@ def train_classifier(
     classifier.module.requires_grad_(True)
     network = _Network(classifier)
     classifier.to(device)
-    deepest = config.objective == "fgsm" and config.keep == "deepest"
+    # Before the run: under several processes the group is theirs, and the first one's word counts.
+    processes = launched(torch.device(device))
     trained = train(
         network,
         data,
@@ -98,7 +110,7 @@ def train_classifier(
         out=folder,
         device=device,
         monitor=make_monitor(data, config, device),
-        depth=depth if deepest else None,
+        depth=_score(config),
         stop_after=stop_after,
         show=show,
     )
@@ -107,7 +119,12 @@ def train_classifier(
     classifier.module.requires_grad_(False)
     if len(trained.epochs) < config.epochs:
         return classifier
+    processes.wait()
+    if not processes.main:
+        return classifier
     kept = trained.epochs[trained.kept_epoch - 1]
+    if config.objective != "standard":
+        kept = {**kept, **other_attacks(network, data, config, device)}
     card = {
         "trained_by": "unperturb train",
         "objective": config.objective,
@@ -122,6 +139,7 @@ def train_classifier(
             "machine": platform.machine(),
             "device": str(device),
             "threads": torch.get_num_threads(),
+            "processes": processes.count,
         },
     }
     save_classifier(classifier, folder, extra=_relative(card))
@@ -130,14 +148,22 @@ def train_classifier(
     return classifier
 
 
+def _score(config: TrainConfig) -> Score | None:
+    if config.keep == "robust":
+        return robustness
+    overfitting = config.objective in OVERFITTING and config.keep == "deepest"
+    return depth if overfitting else None
+
+
 def _monitor_card(kept: Epoch, config: TrainConfig) -> dict[str, Any]:
     figures = {k: v for k, v in kept.items() if k.startswith(("train_", "heldout_"))}
     return {
         **figures,
         "robust_overfitting": kept["robust_overfitting"],
-        "train_eps": config.eps,
+        "train_eps": config.known_eps,
         "other_eps": config.monitor_eps,
         "images": config.monitor_images,
+        "other_images": kept.get("other_images", 0),
         "rule": f"FGSM at the training eps above {FGSM_ABOVE:.0%} and PGD-20 below "
         f"{PGD_BELOW:.0%}, on training images",
     }
