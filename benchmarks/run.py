@@ -18,6 +18,8 @@ TOPICS = {
     "pgd100": ("trained", "data"),
     "standard_suite": ("trained", "data"),
     "records": (),
+    "training_step": (),
+    "training_precision": ("start", "data"),
 }
 
 
@@ -73,6 +75,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--robust", metavar="SPEC", help="cifar-robust-resnet-4b@FILE")
     parser.add_argument("--trained", metavar="SPEC", help="an adversarially trained network")
+    parser.add_argument("--start", metavar="SPEC", help="standard-trained weights to train on from")
     parser.add_argument("--data", metavar="DATA", help="images for these networks")
     args = parser.parse_args()
     failed = []

@@ -58,6 +58,16 @@ PURIFIER_ROWS = (
         options={"radius": 4 / 255, "clip": False},
         wrong=({"radius": 8.0}, {"radius": 0.0}),
     ),
+    Row(
+        "pgd-step",
+        options={"radius": 4 / 255, "steps": 3, "step_size": 0.5, "clip": False},
+        wrong=({"radius": 8.0}, {"steps": 0}, {"steps": 2.5}, {"step_size": 3.0}, {"clip": 1}),
+    ),
+    Row(
+        "cw-step",
+        options={"constant": 0.5, "confidence": 0.25, "steps": 3, "lr": 0.02},
+        wrong=({"constant": 0.0}, {"confidence": -1.0}, {"steps": 1001}, {"lr": "fast"}),
+    ),
 )
 
 DETECTOR_ROWS = (

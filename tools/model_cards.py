@@ -10,48 +10,58 @@ from pathlib import Path
 from typing import Any
 
 from unperturb.files import write_text
+from unperturb.training import TrainConfig
+from unperturb.training.objectives import OVERFITTING
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_OPTIONS = (
-    ("objective", "--objective"),
-    ("eps", "--eps"),
-    ("epochs", "--epochs"),
-    ("lr", "--lr"),
-    ("weight_decay", "--weight-decay"),
-    ("schedule", "--schedule"),
-    ("milestones", "--milestones"),
-    ("augment", "--augment"),
-    ("precision", "--precision"),
-    ("monitor_images", "--monitor-images"),
-    ("seed", "--seed"),
-    ("attack_steps", "--attack-steps"),
-)
+_SIZES = ("eps", "monitor_eps", "flow")
+# What the command line has no option of its own for.
+_SET = ("gairat_lambda", "gairat_burn_in", "fat_tau", "cw_weight", "cw_rate", "flow", "momentum",
+        "gamma", "monitor_eps")  # fmt: skip
+_ALWAYS = ("objective", "epochs", "lr", "precision", "schedule", "seed")
+_UNUSED = {
+    "standard": ("eps", "attack_steps", "attack_step_size", "beta"),
+    "cw": ("eps", "attack_step_size", "beta"),
+    "stadv": ("eps", "beta"),
+}
+
+_ABOUT = {
+    "standard": "A standard network, the start of adversarial training. It has no adversarial "
+    "robustness.",
+    "overfitting": "The kind of network that TPAP is proposed for. It is **not robust**: under PGD "
+    "it answers almost nothing correctly, and an attacker who knows TPAP brings the defended "
+    "network there too. See `docs/results/tpap.md`.",
+    "robust": "A small adversarially trained network: the yardstick of what training alone gives "
+    "at this size. See `docs/results/tpap.md` and `docs/results/attacks.md`.",
+}
 
 
 def _text(name: str, value: Any) -> str:
-    if name == "eps":
+    if name == "mixture":
+        return ",".join(f"{part * 255:g}/255" if part else "0" for part in value)
+    if name in _SIZES and name != "flow":
         return f"{value * 255:g}/255"
-    if name == "milestones":
+    if isinstance(value, list):
         return ",".join(f"{part:g}" for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def command(config: dict[str, Any], start: str, out: str) -> str:
-    """The command that trains with this configuration."""
+    """The command that trains with this configuration: what differs from the defaults."""
+    default = TrainConfig().to_dict()
+    unused = _UNUSED.get(config["objective"], ())
     words = []
-    for name, option in _OPTIONS:
-        if name == "eps" and config["objective"] == "standard":
+    for name in default:
+        value = config.get(name, default[name])
+        if name in unused or (name == "milestones" and config["schedule"] != "multistep"):
             continue
-        if name == "attack_steps" and config["objective"] != "pgd":
+        if name == "eps" and config.get("mixture"):
             continue
-        if name == "milestones" and config["schedule"] != "multistep":
+        if value == default[name] and name not in _ALWAYS:
             continue
-        words.append(f"{option} {_text(name, config[name])}")
-    if config.get("keep", "deepest") != "deepest":
-        words.append(f"--keep {config['keep']}")
-    if config["clean_pass"]:
-        words.append("--clean-pass")
+        option = f"--set {name}=" if name in _SET else f"--{name.replace('_', '-')} "
+        words.append(option.strip() if value is True else option + _text(name, value))
     return f"unperturb train {start} --data cifar10 {' '.join(words)} --out {out}"
 
 
@@ -111,42 +121,25 @@ def card_text(folder: Path) -> str:
         "|---|---|",
     ]
     for key, value in monitor.items():
-        if key.startswith(("train_c", "train_f", "train_p", "heldout_")):
+        if key.startswith(("train_", "heldout_")) and key != "train_eps":
             lines.append(f"| {key.replace('_', ' ')} | {value:.1%} |")
-    if card["config"]["objective"] == "fgsm":
+    objective = card["config"]["objective"]
+    kind = "overfitting" if objective in OVERFITTING else "robust"
+    kind = "standard" if objective == "standard" else kind
+    if kind != "standard":
+        size = f"{monitor['other_eps'] * 255:.0f}/255"
+        known = f"{monitor['train_eps'] * 255:g}/255"
+        lines += ["", f"{monitor['images']} training and as many held-out images; FGSM at {known}, "
+                  f"PGD-20 at {size}."]  # fmt: skip
+        if monitor.get("other_images"):
+            lines[-1] += (
+                f" C&W (margin loss in the ball) and DeepFool within {size} on "
+                f"{monitor['other_images']} images a part."
+            )
+    if kind == "overfitting":
         reached = "reached" if monitor["robust_overfitting"] else "not reached"
-        lines += [
-            "",
-            f"{monitor['images']} training and as many held-out images; FGSM at the training eps, "
-            f"PGD-20 at {monitor['other_eps'] * 255:.0f}/255. Robust overfitting: **{reached}** "
-            f"({monitor['rule']}).",
-            "",
-            "## What it is for",
-            "",
-            "The network that TPAP is proposed for. It is **not robust**: under PGD it answers "
-            "almost nothing correctly, and an attacker who knows TPAP brings the defended network "
-            "there too. See `docs/results/first-audit.md`.",
-        ]
-    elif card["config"]["objective"] == "pgd":
-        lines += [
-            "",
-            f"{monitor['images']} training and as many held-out images; FGSM and PGD-20 at "
-            f"{monitor['other_eps'] * 255:.0f}/255.",
-            "",
-            "## What it is for",
-            "",
-            "A small adversarially trained network (Madry et al. 2018): the yardstick of what "
-            "training alone gives at this size, and the network on which attacks are compared. See "
-            "`docs/results/attacks.md` for what the strongest attacks leave of it.",
-        ]
-    else:
-        lines += [
-            "",
-            "## What it is for",
-            "",
-            "A standard network, the start of adversarial training. It has no adversarial "
-            "robustness.",
-        ]
+        lines += ["", f"Robust overfitting: **{reached}** ({monitor['rule']})."]
+    lines += ["", "## What it is for", "", _ABOUT[kind]]
     return "\n".join([*lines, ""])
 
 

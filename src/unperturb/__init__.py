@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     from unperturb.defense import Defense, Prediction
     from unperturb.detectors import ThresholdDetector
     from unperturb.presets import tpap
-    from unperturb.purifiers import FGSMStep, Identity
+    from unperturb.purifiers import CWStep, FGSMStep, Identity, PGDStep
     from unperturb.threat import L2, Linf
 
     __version__: str
 
 __all__ = [
     "L2",
+    "CWStep",
     "Defense",
     "FGSMStep",
     "Identity",
     "Linf",
     "LogitsAfter",
+    "PGDStep",
     "Prediction",
     "ThresholdDetector",
     "__version__",
@@ -48,12 +50,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CWStep": "unperturb.purifiers",
     "Defense": "unperturb.defense",
     "FGSMStep": "unperturb.purifiers",
     "Identity": "unperturb.purifiers",
     "L2": "unperturb.threat",
     "Linf": "unperturb.threat",
     "LogitsAfter": "unperturb.decisions",
+    "PGDStep": "unperturb.purifiers",
     "Prediction": "unperturb.defense",
     "ThresholdDetector": "unperturb.detectors",
     "as_classifier": "unperturb.classifiers",

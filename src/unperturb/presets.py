@@ -8,31 +8,81 @@ from inspect import signature
 from torch import nn
 
 from unperturb.defense import Defense
-from unperturb.errors import unknown_name
+from unperturb.errors import SpecError, unknown_name
 from unperturb.plugins import with_plugins
-from unperturb.purifiers import FGSMStep
+from unperturb.purifiers import CWStep, FGSMStep, PGDStep, Purifier
 
 __all__ = ["PRESETS", "make_preset", "preset_names", "tpap"]
 
 
-def tpap(classifier: nn.Module, *, radius: float = 8 / 255, clip: bool = True) -> Defense:
+_TPAP_STEPS: dict[str, type[Purifier]] = {"fgsm": FGSMStep, "pgd": PGDStep, "cw": CWStep}
+
+
+def tpap(
+    classifier: nn.Module,
+    *,
+    step: str = "fgsm",
+    radius: float | None = None,
+    clip: bool | None = None,
+    steps: int | None = None,
+    step_size: float | None = None,
+    constant: float | None = None,
+    confidence: float | None = None,
+    lr: float | None = None,
+) -> Defense:
     """Test-time pixel-level adversarial purification (Tang et al., CVPR 2024).
 
     Purifier: one FGSM step away from the own prediction; no detector; the logits after decide.
     The paper proposes it around a network in *robust overfitting* (near-perfect on FGSM examples,
     near zero under PGD); around other networks it is not what the paper proposes.
 
+    Its Table 7 puts a PGD or a C&W attack in the place of FGSM, in training and in purification:
+    ``step="pgd"`` and ``step="cw"``. An option that is None has the default of that purifier.
+
     Args:
         classifier: Images in [0, 1] to logits.
-        radius: Purification radius xi in pixel units.
-        clip: Clip purified images to [0, 1] (the released code does; eq. 8 does not).
+        step: ``fgsm`` (``fgsm-step``), ``pgd`` (``pgd-step``) or ``cw`` (``cw-step``).
+        radius: For ``fgsm`` and ``pgd``: purification radius xi in pixel units; 8/255.
+        clip: For ``fgsm`` and ``pgd``: clip purified images to [0, 1] (the released code does;
+            eq. 8 does not); true.
+        steps: For ``pgd`` and ``cw``: number of steps; 10.
+        step_size: For ``pgd``: step as a fraction of the radius; 1/4.
+        constant: For ``cw``: weight of the margin against the squared distance; 1.
+        confidence: For ``cw``: margin to be reached, in units of the logits; 0.
+        lr: For ``cw``: Adam's step in the units of the change of variables; 0.01.
+
+    Raises:
+        SpecError: The step is unknown, or an option belongs to another one.
+        ConfigError: A value is out of range.
 
     Example:
-        >>> defense = tpap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
-        >>> defense.purifier.name
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+        >>> tpap(net).purifier.name
         'fgsm-step'
+        >>> tpap(net, step="pgd", steps=5).purifier.config()["steps"]
+        5
     """
-    return Defense(classifier, purifier=FGSMStep(radius=radius, clip=clip))
+    if not isinstance(step, str) or step not in _TPAP_STEPS:
+        raise unknown_name("step of tpap", str(step), _TPAP_STEPS)
+    options = {
+        "radius": radius,
+        "clip": clip,
+        "steps": steps,
+        "step_size": step_size,
+        "constant": constant,
+        "confidence": confidence,
+        "lr": lr,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        owners = [key for key, kind in _TPAP_STEPS.items() if name in signature(kind).parameters]
+        if step not in owners:
+            raise SpecError(
+                f"The option {name!r} of tpap does not belong to step={step!r}",
+                expected=f"one of {', '.join(signature(_TPAP_STEPS[step]).parameters)}",
+                fix=f"leave it out, or use step={' or step='.join(map(repr, owners))}",
+            )
+    return Defense(classifier, purifier=_TPAP_STEPS[step](**given))
 
 
 PRESETS: dict[str, Callable[..., Defense]] = {"tpap": tpap}

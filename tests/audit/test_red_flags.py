@@ -100,6 +100,21 @@ def test_a_net_without_tpap_needs_no_overfitting() -> None:
     assert "robust-overfitting-never-reached" not in ids(run(Defense(linear_net())))
 
 
+@pytest.mark.parametrize(
+    ("step", "objective", "told"),
+    [("pgd", "fgsm", True), ("pgd", "", True), ("pgd", "trades", False), ("cw", "pgd", True),
+     ("cw", "cw", False), ("fgsm", "pgd", False)],
+)  # fmt: skip
+def test_a_step_of_another_attack_than_the_training(step: str, objective: str, told: bool) -> None:
+    card = {"objective": objective} if objective else {}
+    net = as_classifier(linear_net(), origin=Origin(arch="net", card=card))
+    found = run(tpap(net, step=step))
+    assert ("purified-by-another-attack" in ids(found)) is told
+    assert any("presumes a network trained on the attack" in n for n in found.summary["notes"]) is (
+        told
+    )
+
+
 # -- thresholds ---------------------------------------------------------------------------------
 
 

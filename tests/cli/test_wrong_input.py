@@ -277,6 +277,24 @@ def test_neither_classifier_nor_defense(run: Run, tmp_path: Path) -> None:
     _check(run("audit", *DIGITS, "--defense", "tpa", code=2), "did you mean 'tpap'?")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("step=pdg", "did you mean 'pgd'?"),
+        ("steps=3", "The option 'steps' of tpap does not belong to step='fgsm'"),
+        ("step=cw&radius=8/255", "The option 'radius' of tpap does not belong to step='cw'"),
+        ("step=pgd&steps=2.5", "steps is 2.5. Expected: a whole number"),
+        ("radius=-1", "The option radius of --defense is '-1'"),
+        ("steps", "The option steps of --defense is ''"),
+    ],
+)
+def test_an_option_of_a_preset_that_does_not_fit(
+    nets: Any, run: Run, options: str, words: str
+) -> None:
+    net = ("--classifier", nets.fgsm, "--defense", f"tpap?{options}")
+    _check(run("audit", *net, *DIGITS, code=2), words)
+
+
 def test_a_library_that_is_not_there(nets: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     ran = run("audit", "--classifier", nets.fgsm, "--data", "uoft-cs/cifar10", code=2)
@@ -380,7 +398,7 @@ def test_training_into_another_unfinished_run(run: Run, tmp_path: Path) -> None:
     command = ("train", "--arch", "small-cnn", *TRAIN, "--out", tmp_path / "run", "--quiet")
     run(*command, "--epochs", 2, "--stop-after", 1)
     ran = run(*command, "--epochs", 2, "--lr", "0.05", code=2)
-    _check(ran, "belongs to another training run", "the same settings, images and start weights")
+    _check(ran, "belongs to another training run", "the same settings, images, start weights")
 
 
 def test_training_into_the_folder_of_something_else(saved: Path, run: Run) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unperturb.attacks.autoattack import FEW_CLASSES
-from unperturb.audit.red_flags import EFFECT, Evidence
+from unperturb.audit.red_flags import EFFECT, SAME_ATTACK, Evidence
 
 __all__ = ["is_random", "lesson", "notes"]
 
@@ -47,6 +47,12 @@ def notes(
         found.append(
             "TPAP is proposed for networks trained into robust overfitting. This classifier is "
             "not known to be one, so this is not the defense the paper proposes."
+        )
+    objective = evidence.card.get("objective")
+    if objective not in SAME_ATTACK.get(evidence.purifier, (objective,)):
+        found.append(
+            f"{evidence.purifier} presumes a network trained on the attack that purifies. This "
+            "classifier is not known to be one."
         )
     return found + _of_attacks(settings, evidence) + _of_probes(settings, figures)
 

@@ -330,9 +330,31 @@ def _leaking(evidence: Evidence) -> list[Flag]:
     return found
 
 
+# Training objectives on the attack that each of TPAP's other steps is (Table 7 of the paper).
+SAME_ATTACK = {"pgd-step": ("pgd", "trades", "mart", "fat", "gairat"), "cw-step": ("cw",)}
+
+
+def _same_attack(evidence: Evidence) -> list[Flag]:
+    wanted = SAME_ATTACK.get(evidence.purifier)
+    objective = evidence.card.get("objective")
+    if wanted is None or objective in wanted:
+        return []
+    known = f"trained by the objective {objective!r}" if objective else "not known by its card"
+    return [
+        Flag(
+            "purified-by-another-attack",
+            "The network was not trained on the attack that purifies",
+            f"The classifier under {evidence.purifier} is {known}",
+            "Purification by an attack presumes a network trained on that attack. Around other "
+            "networks such a step moves clean images across the boundary.",
+            {},
+        )
+    ]
+
+
 def _overfitting(evidence: Evidence) -> list[Flag]:
     if evidence.purifier != "fgsm-step":
-        return []
+        return _same_attack(evidence)
     state = evidence.card.get("monitor")
     numbers: dict[str, Any] = {}
     if isinstance(state, dict) and "robust_overfitting" in state:

@@ -323,8 +323,16 @@ def load_subject(
     *,
     trust_remote_code: bool,
     device: str,
+    net: Classifier | None = None,
 ) -> tuple[Classifier | Defense, str]:
     """What ``--classifier`` and ``--defense`` name, and a short name for it.
+
+    Args:
+        classifier: The value of ``--classifier``.
+        defense: The value of ``--defense``.
+        trust_remote_code: Whether a saved folder or hub model may name code that is run.
+        device: Where to put it.
+        net: A classifier that is there already, where none is named.
 
     Raises:
         SpecError: Neither says what the classifier is.
@@ -333,7 +341,6 @@ def load_subject(
     from unperturb.presets import make_preset, preset_names
     from unperturb.saving import is_defense_folder, load_defense
 
-    net = None
     if classifier is not None:
         if is_defense_folder(Path(classifier)):
             raise SpecError(
@@ -375,19 +382,24 @@ def load_subject(
 
 
 def _preset_options(query: str) -> dict[str, object]:
+    pairs = (pair.partition("=") for pair in filter(None, query.split("&")))
+    return {key: _option_value(key, text) for key, _, text in pairs}
+
+
+def _option_value(key: str, text: str) -> bool | int | float | str:
     from unperturb.threat import parse_eps
 
-    found: dict[str, object] = {}
-    for pair in filter(None, query.split("&")):
-        key, _, text = pair.partition("=")
-        if text.lower() in ("true", "false"):
-            found[key] = text.lower() == "true"
-            continue
-        try:
-            found[key] = parse_eps(text)
-        except ConfigError:
-            raise ConfigError(
-                f"The option {key} of --defense is {text!r}",
-                expected="a number or fraction above 0, true or false, such as radius=6/255",
-            ) from None
-    return found
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    if text.isidentifier():
+        return text  # a name, such as that of TPAP's step: the preset says which there are
+    try:
+        return parse_eps(text)
+    except ConfigError:
+        raise ConfigError(
+            f"The option {key} of --defense is {text!r}",
+            expected="a number or fraction above 0, true or false, or a name, such as "
+            "radius=6/255 or step=pgd",
+        ) from None

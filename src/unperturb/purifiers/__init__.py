@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from unperturb.purifiers.base import Purified, Purifier
+from unperturb.purifiers.cw_step import CWStep
 from unperturb.purifiers.fgsm_step import FGSMStep
 from unperturb.purifiers.identity import Identity
+from unperturb.purifiers.pgd_step import PGDStep
 
-__all__ = ["PURIFIERS", "FGSMStep", "Identity", "Purified", "Purifier"]
+__all__ = ["PURIFIERS", "CWStep", "FGSMStep", "Identity", "PGDStep", "Purified", "Purifier"]
 
-PURIFIERS: dict[str, type[Purifier]] = {cls.name: cls for cls in (Identity, FGSMStep)}
+PURIFIERS: dict[str, type[Purifier]] = {
+    cls.name: cls for cls in (Identity, FGSMStep, PGDStep, CWStep)
+}
 """Purifiers by name."""
