@@ -19,6 +19,9 @@ def reference() -> str:
         # Nobody's terminal decides how wide the page is.
         context = click.Context(command, info_name=name, parent=parent, terminal_width=90)
         parts.append(f"### {name}\n\n```text\n{command.get_help(context)}\n```\n")
+        for part, inner in getattr(command, "commands", {}).items():
+            below = click.Context(inner, info_name=part, parent=context, terminal_width=90)
+            parts.append(f"### {name} {part}\n\n```text\n{inner.get_help(below)}\n```\n")
     return "\n".join(parts)
 
 

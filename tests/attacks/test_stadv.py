@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unperturb.attacks.base import Attacked
 from unperturb.attacks.losses import margin
-from unperturb.attacks.stadv import StAdv, sample, make_stadv, roughness, warp
+from unperturb.attacks.stadv import StAdv, make_stadv, roughness, sample, warp
 from unperturb.attacks.surface import Surface
 from unperturb.errors import AttackError, ConfigError, SpecError
 from unperturb.randomness import Keys

@@ -21,7 +21,8 @@ from unperturb.cli import unperturb as program
 Run = Callable[..., Any]
 
 VERBS = (
-    "demo", "audit", "report", "merge", "compare", "predict", "attack", "train", "convert", "list",
+    "demo", "audit", "report", "merge", "compare", "predict", "attack", "explain", "train", "cost",
+    "reproduce", "convert", "list",
 )  # fmt: skip
 
 

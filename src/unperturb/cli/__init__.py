@@ -10,9 +10,12 @@ import click
 from unperturb.cli.attack import attack
 from unperturb.cli.audit import audit, merge, report
 from unperturb.cli.compare import compare
+from unperturb.cli.cost import cost
 from unperturb.cli.demo import demo
+from unperturb.cli.explain import explain
 from unperturb.cli.listing import listing
 from unperturb.cli.predict import predict
+from unperturb.cli.reproduce import reproduce
 from unperturb.cli.train import train
 from unperturb.cli.weights import convert
 from unperturb.errors import OutputError, UnperturbError
@@ -37,7 +40,21 @@ def unperturb() -> None:
     """
 
 
-for command in (demo, audit, report, merge, compare, predict, attack, train, convert, listing):
+for command in (
+    demo,
+    audit,
+    report,
+    merge,
+    compare,
+    predict,
+    attack,
+    explain,
+    train,
+    cost,
+    reproduce,
+    convert,
+    listing,
+):
     unperturb.add_command(command)
 
 
