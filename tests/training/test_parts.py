@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unperturb.attacks import Surface, make_attack
 from unperturb.data import ImageSet, load_images
 from unperturb.errors import ConfigError, SpecError
+from unperturb.presets import tpap
 from unperturb.randomness import Keys
 from unperturb.threat import Linf
 from unperturb.training import (
@@ -28,7 +29,7 @@ from unperturb.training import (
 )
 from unperturb.training.augment import augment, epoch_generator
 from unperturb.training.examples import evaluating
-from unperturb.training.monitor import depth
+from unperturb.training.monitor import depth, purified
 from unperturb.training.objectives import Step
 
 GENERATOR = np.random.default_rng(0)
@@ -328,6 +329,7 @@ def test_the_state_is_a_matter_of_two_thresholds_on_training_images(
         seen.append(part.ids)
         # Held-out figures are told and decide nothing.
         low = {"clean": 0.1, "fgsm": 0.0, "pgd": 1.0}
+        assert rest["purify"] == config.monitor_eps
         return {"clean": 1.0, "fgsm": fgsm, "pgd": pgd} if len(seen) == 1 else low
 
     monkeypatch.setattr(module, "measure", figures)
@@ -345,3 +347,30 @@ def test_standard_training_is_never_in_the_state(data: ImageSet) -> None:
     record = make_monitor(data, TrainConfig(holdout=0))(Pixels(data))
     assert record.keys() == {"train_clean", "robust_overfitting"}
     assert record["robust_overfitting"] is False
+
+
+def test_purified_answers_are_those_of_tpap(data: ImageSet) -> None:
+    net = Pixels(data)
+    found = measure(net, data, train_eps=0.05, other_eps=0.1, seed=3, purify=0.07)
+    images, labels = data.images(), data.labels
+    defense = tpap(net, radius=0.07)
+
+    def accuracy(points: Tensor) -> float:
+        return float((defense(points).argmax(1) == labels).float().mean())
+
+    pgd = make_attack("pgd-20").run(
+        Surface(net), images, labels, threat=Linf(0.1), stop="fixed",
+        keys=Keys.of(3, data.ids, domain="monitor"),
+    )  # fmt: skip
+    assert found["tpap_clean"] == pytest.approx(accuracy(images))
+    assert found["tpap_pgd"] == pytest.approx(accuracy(pgd.images))
+    assert found["tpap_clean"] != found["clean"], "a linear net has no way to resist the step"
+
+
+def test_the_epoch_that_purifies_best_is_the_one_whose_worse_figure_is_greatest() -> None:
+    records = [
+        {"heldout_tpap_clean": 0.9, "heldout_tpap_pgd": 0.5},
+        {"heldout_tpap_clean": 0.7, "heldout_tpap_pgd": 0.8},
+        {"heldout_tpap_clean": 0.6, "heldout_tpap_pgd": 0.9},
+    ]
+    assert [purified(record) for record in records] == [0.5, 0.7, 0.6]

@@ -61,8 +61,8 @@ if TYPE_CHECKING:
 @click.option("--set", "more", multiple=True, metavar="NAME=VALUE",
               help="Any other setting, such as gairat_burn_in=0.5; may be repeated.")  # fmt: skip
 @click.option("--keep", default="deepest", show_default=True,
-              help="Which epoch: deepest in robust overfitting (one-step objectives), robust "
-                   "(PGD on held-out images), or last.")  # fmt: skip
+              help="Which epoch: deepest in robust overfitting or best purified (one-step "
+                   "objectives), robust (PGD on held-out images), or last.")  # fmt: skip
 @click.option("--holdout", type=int, default=1000, show_default=True,
               help="Images at the end of the split that are never trained on.")  # fmt: skip
 @click.option("--monitor-images", type=int, default=256, show_default=True,
@@ -82,13 +82,16 @@ def train(**options: Any) -> int:
         --milestones 0.7 --epochs 8 --data cifar10/ --out runs/fgsm
       unperturb train --start runs/standard --objective pgd --eps 8/255 --lr 0.05 \\
         --schedule one-cycle --epochs 10 --data cifar10/ --out runs/pgd
-      accelerate launch --cpu --num_processes 2 -m unperturb train --start runs/standard \\
-        --objective trades --data cifar10/ --out runs/trades
+      accelerate launch --multi_gpu --num_processes 2 -m unperturb train \\
+        --start runs/standard --objective trades --data cifar10/ --out runs/trades
 
     A run that was cut off goes on with the same command, in the middle of an epoch too.
     """
+    import torch
+
     from unperturb.classifiers import load_classifier, new_classifier
     from unperturb.training import train_classifier
+    from unperturb.training.processes import launched
 
     if (options["arch"] is None) == (options["start"] is None):
         raise SpecError(
@@ -121,6 +124,8 @@ def train(**options: Any) -> int:
         stop_after=options["stop_after"],
         show=show,
     )
+    if not launched(torch.device(device)).main:
+        return 0
     card = dict(trained.origin.card)
     folder = Path(options["out"])
     finished = (folder / "training.json").exists()

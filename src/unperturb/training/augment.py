@@ -18,12 +18,20 @@ def epoch_generator(seed: int, epoch: int) -> np.random.Generator:
 
 
 def step_generator(
-    seed: int, epoch: int, step: int, *, process: int = 0, part: int = 0
+    seed: int, epoch: int, step: int, *, process: int = 0, part: int = 0, layers: bool = False
 ) -> np.random.Generator:
     """The generator of one step: augmentation, and starts of attacks.
 
     A function of its arguments alone, so that a run goes on in the middle of an epoch with the
     draws it would have had.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Epochs done before.
+        step: Steps of this epoch done before.
+        process: Rank among the processes.
+        part: Part of the batch.
+        layers: The generator that seeds what the network's own layers draw.
 
     Example:
         >>> one, two = (step_generator(0, 3, 17).random() for _ in range(2))
@@ -31,7 +39,7 @@ def step_generator(
         True
     """
     # The last word of the counter keeps apart what steps draw from what the epoch's order draws.
-    counter = [0, process * 2**32 + part, step, 1]
+    counter = [0, process * 2**32 + part, step, 2 if layers else 1]
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=counter))
 
 

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from unperturb.errors import ConfigError, unknown_name
-from unperturb.training.objectives import OBJECTIVES
+from unperturb.training.objectives import OBJECTIVES, OVERFITTING
 
 __all__ = ["TrainConfig"]
 
 _AUGMENTATIONS = ("crop-flip", "flip", "none")
 _SCHEDULES = ("multistep", "one-cycle")
 _PRECISIONS = ("float32", "bfloat16")
-_KEEP = ("deepest", "robust", "last")
+_KEEP = ("deepest", "purified", "robust", "last")
 _TUPLES = ("milestones", "mixture", "fat_tau")
 
 
@@ -60,8 +60,10 @@ class TrainConfig:
         cw_rate: For ``cw``: Adam's step in tanh space.
         flow: For ``stadv``: greatest flow in ``grid_sample`` units.
         keep: Which epoch is kept: the one ``deepest`` in robust overfitting (for objectives on
-            one-step examples; the last one for others), the most ``robust`` one (PGD-20 on
-            held-out images), or the ``last`` (for a stage that another one goes on from).
+            one-step examples; the last one for others), the one that TPAP does best with
+            (``purified``: the lesser of its held-out accuracies, clean and under oblivious
+            PGD-20), the most ``robust`` one (PGD-20 on held-out images), or the ``last`` (for a
+            stage that another one goes on from).
         holdout: Images at the end of the training split that are never trained on; the monitor
             and every choice of a hyperparameter use these.
         monitor_images: Training images, and held-out images, that the monitor attacks.
@@ -125,8 +127,9 @@ class TrainConfig:
         for name in ("lr", "attack_step_size", "cw_weight", "cw_rate", "flow"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", expected="above 0")
-        if not self.beta >= 0:
-            raise ConfigError(f"beta is {self.beta}", expected="0 or more")
+        for name in ("momentum", "weight_decay", "beta"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}", expected="0 or more")
         if not 0 <= self.gairat_burn_in <= 1:
             raise ConfigError(f"gairat_burn_in is {self.gairat_burn_in}", expected="from 0 to 1")
         if not self.fat_tau or any(tau < 0 for tau in self.fat_tau):
@@ -151,10 +154,12 @@ class TrainConfig:
                 expected="one of the two",
                 fix="add 0, the clean images, to the mixture",
             )
-        if self.keep == "robust" and (self.objective == "standard" or not self.holdout):
+        needs = {"robust": tuple(set(OBJECTIVES) - {"standard"}), "purified": OVERFITTING}
+        if self.keep in needs and (self.objective not in needs[self.keep] or not self.holdout):
+            kind = "an adversarial" if self.keep == "robust" else "a one-step"
             raise ConfigError(
-                "keep is 'robust'",
-                expected="an adversarial objective and held-out images",
+                f"keep is {self.keep!r}",
+                expected=f"{kind} objective and held-out images",
                 fix="keep the last epoch, or hold images out",
             )
 

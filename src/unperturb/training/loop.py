@@ -7,7 +7,8 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def train(
         DataError: Fewer images than the held-out part and one batch need.
         RecordError: The checkpoint in ``out`` belongs to another run, or is damaged.
         OutputError: ``out`` cannot be written.
-        ConfigError: The loss is not finite, or the processes do not divide the batch.
+        ConfigError: The loss is not finite, or the processes do not divide the batch, or begin
+            with different weights.
     """
     count = len(data) - config.holdout
     if count < config.batch_size:
@@ -123,6 +125,12 @@ def train(
         weight_decay=config.weight_decay,
     )
     fingerprint = _fingerprint(config, data, network.state_dict(), processes.count)
+    if processes.tell(fingerprint) != fingerprint:
+        raise ConfigError(
+            "The processes begin with different weights, images or settings",
+            expected="the same in all of them",
+            fix="build the network from one seed, or load its weights",
+        )
     run = Checkpoint(network, optimizer, fingerprint, out / CHECKPOINT if out else None)
     run.read()
     processes.wait()
@@ -249,13 +257,30 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part, rows in enumerate(index.chunk(config.accumulate)):
-            loss = self._loss(epoch, step, part, rows) * (len(rows) / len(index))
-            loss.backward()
+            with self._draws(epoch, step, part):
+                loss = self._loss(epoch, step, part, rows) * (len(rows) / len(index))
+                loss.backward()
             total += loss.detach()
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         self.processes.average([*gradients, *statistics(self.network), total])
         self.optimizer.step()
         return float(total)
+
+    @contextmanager
+    def _draws(self, epoch: int, step: int, part: int) -> Iterator[None]:
+        """Seed the global generators, from which dropout draws, and put them back."""
+        rank = self.processes.rank
+        generator = step_generator(
+            self.config.seed, epoch, step, process=rank, part=part, layers=True
+        )
+        seed = int(generator.integers(2**63))
+        cuda = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(seed)
+            yield
 
     def _loss(self, epoch: int, step: int, part: int, rows: Tensor) -> Tensor:
         config = self.config
@@ -278,7 +303,7 @@ class _Loop:
 
 def _summary(record: Epoch) -> str:
     shown = [f"loss {record['loss']:.3f}"]
-    for key in ("heldout_clean", "heldout_fgsm", "train_fgsm", "train_pgd"):
+    for key in ("heldout_clean", "heldout_fgsm", "train_fgsm", "train_pgd", "heldout_tpap_pgd"):
         if key in record:
             shown.append(f"{key.replace('_', ' ')} {record[key]:.1%}")
     if record.get("robust_overfitting"):

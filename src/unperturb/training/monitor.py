@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from unperturb.attacks import Surface, make_attack
 from unperturb.data import ImageSet
+from unperturb.presets import tpap
 from unperturb.randomness import Keys
 from unperturb.threat import Linf
 from unperturb.training.augment import step_generator
 from unperturb.training.config import TrainConfig
 from unperturb.training.examples import cw_examples, stadv_examples
+from unperturb.training.objectives import OVERFITTING
 
 __all__ = [
     "FGSM_ABOVE",
@@ -28,6 +30,7 @@ __all__ = [
     "make_monitor",
     "measure",
     "other_attacks",
+    "purified",
     "robustness",
 ]
 
@@ -52,6 +55,7 @@ def measure(
     batch_size: int = _BATCH,
     device: torch.device | str = "cpu",
     attacks: tuple[str, ...] = ("fgsm", "pgd-20"),
+    purify: float | None = None,
 ) -> dict[str, float]:
     """Accuracy of a network on clean images, on FGSM at the training eps, and on PGD.
 
@@ -64,10 +68,14 @@ def measure(
         batch_size: Images at a time.
         device: Where to compute.
         attacks: The attack trained on, and others; none for clean accuracy alone.
+        purify: Radius of TPAP's step in pixel units, to measure the purified answers too.
 
     Returns:
-        ``clean`` and one entry for each attack's family, each an accuracy in [0, 1].
+        ``clean`` and one entry for each attack's family, each an accuracy in [0, 1]; with
+        ``purify`` also ``tpap_clean`` and ``tpap_pgd``, the answers to the same images, attacked
+        without regard to the defense.
     """
+    defense = None if purify is None else tpap(network, radius=purify)
     chosen = [make_attack(name) for name in attacks]
     surface = Surface(network)
     right: dict[str, int] = {}
@@ -76,6 +84,8 @@ def measure(
         images = data.images(rows).to(device, memory_format=torch.channels_last)
         labels = data.labels[rows].to(device)
         right["clean"] = right.get("clean", 0) + _correct(network, images, labels)
+        if defense is not None:
+            right["tpap_clean"] = right.get("tpap_clean", 0) + _correct(defense, images, labels)
         for attack in chosen:
             result = attack.run(
                 surface,
@@ -87,6 +97,9 @@ def measure(
             )
             family = attack.name.partition("-")[0]
             right[family] = right.get(family, 0) + int((~result.success).sum())
+            if defense is not None and family == "pgd":
+                kept = _correct(defense, result.images, labels)
+                right["tpap_pgd"] = right.get("tpap_pgd", 0) + kept
     return {name: count / len(data) for name, count in right.items()}
 
 
@@ -138,9 +151,10 @@ def make_monitor(
 
     The keys of its record are ``train_clean``, ``train_fgsm`` (at the greatest size that is trained
     on), ``train_pgd``, the same with ``heldout_`` (where images are held out), ``train_own`` for
-    the objectives ``cw`` and ``stadv`` (the attack they train on), and ``robust_overfitting``:
-    whether this epoch is in the state on training images. Standard training is never in it, so
-    nothing is attacked there.
+    the objectives ``cw`` and ``stadv`` (the attack they train on), ``train_tpap_clean`` and
+    ``train_tpap_pgd`` for objectives on one-step examples (purified by a step of ``monitor_eps``),
+    and ``robust_overfitting``: whether this epoch is in the state on training images. Standard
+    training is never in it, so nothing is attacked there.
     """
     adversarial = config.objective != "standard"
     attacks = ("fgsm", "pgd-20") if adversarial else ()
@@ -157,6 +171,7 @@ def make_monitor(
                 seed=config.seed,
                 device=device,
                 attacks=attacks,
+                purify=config.monitor_eps if config.objective in OVERFITTING else None,
             )
             if config.objective in ("cw", "stadv"):
                 figures["own"] = _own(network, images, config, device)
@@ -203,6 +218,11 @@ def other_attacks(
 def depth(record: dict[str, Any]) -> float:
     """How deep an epoch is in the state: FGSM accuracy less PGD accuracy on training images."""
     return float(record["train_fgsm"]) - float(record["train_pgd"])
+
+
+def purified(record: dict[str, Any]) -> float:
+    """The lesser of TPAP's accuracies on held-out images, clean and under PGD that ignores it."""
+    return min(float(record["heldout_tpap_clean"]), float(record["heldout_tpap_pgd"]))
 
 
 def robustness(record: dict[str, Any]) -> float:

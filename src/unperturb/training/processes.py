@@ -1,8 +1,10 @@
 """Training in several processes: one batch among them, one gradient for all.
 
-Started by ``accelerate launch``, every process holds the whole network and its share of each batch.
-After the backward pass gradients and batch-norm statistics are averaged, so that all processes hold
-the same bits at all times, and the first alone measures, shows and writes.
+Started by ``accelerate launch --multi_gpu``, on the CPU too (with ``--cpu`` accelerate starts one
+process, whatever ``--num_processes`` says, unless there is MPI), every process holds the whole
+network and its share of each batch. After the backward pass gradients and batch-norm statistics are
+averaged, so that all processes hold the same bits at all times, and the first alone measures, shows
+and writes.
 
 Gradients are averaged here and not by ``DistributedDataParallel``, because objectives may call the
 network any number of times in a step, with and without gradients, which its hooks do not allow.
@@ -74,6 +76,10 @@ class Processes(Alone):
         return box[0]
 
 
+# Of torch's launcher, which accelerate uses, and of three kinds of MPI.
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
 def launched(device: torch.device) -> Alone:
     """The processes that this one is among: several under ``accelerate launch``, else itself.
 
@@ -81,9 +87,18 @@ def launched(device: torch.device) -> Alone:
         device: Where to train; each process on ``cuda`` takes its own.
 
     Raises:
-        ConfigError: Several processes were launched and ``accelerate`` is not installed.
+        ConfigError: Several processes were launched and ``accelerate`` is not installed; or several
+            were asked for and one was launched.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    sizes = [int(os.environ[name]) for name in _SIZES if name in os.environ]
+    # Accelerate names a meeting place where it was asked for several, even if it starts one.
+    if not sizes and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys():
+        raise ConfigError(
+            "accelerate launch was asked for several processes and started one",
+            expected="accelerate launch --multi_gpu --num_processes N, on the CPU too",
+            fix="write --multi_gpu in place of --cpu",
+        )
+    if max(sizes, default=1) <= 1:
         return Alone()
     try:
         from accelerate import Accelerator

@@ -25,6 +25,7 @@ from unperturb.training.monitor import (
     depth,
     make_monitor,
     other_attacks,
+    purified,
     robustness,
 )
 from unperturb.training.objectives import OVERFITTING
@@ -149,8 +150,8 @@ def train_classifier(
 
 
 def _score(config: TrainConfig) -> Score | None:
-    if config.keep == "robust":
-        return robustness
+    if config.keep in ("robust", "purified"):
+        return robustness if config.keep == "robust" else purified
     overfitting = config.objective in OVERFITTING and config.keep == "deepest"
     return depth if overfitting else None
 

@@ -82,20 +82,31 @@ class Twin(nn.Module):
 def make_twin(network: nn.Module, images: Tensor) -> Twin | None:
     """A twin of a network, or None where there is nothing to fold or it cannot be done safely.
 
-    Whether a batch norm alone reads a convolution is seen by tracing the network symbolically; a
-    network that cannot be traced, or copied, or whose twin answers otherwise, has no twin, and its
-    attacks run on the network itself: slower, with the same results up to rounding.
+    Whether a batch norm alone reads a convolution is seen by tracing the network symbolically, and
+    tried out on a copy whose batch norms are given statistics and scales of all kinds: those of a
+    new network change so little that a wrong twin would not be noticed. A network that cannot be
+    traced, or copied, or whose twin answers otherwise (its convolutions share weights, say, or have
+    hooks), has no twin, and its attacks run on the network itself: slower, with the same results up
+    to rounding.
 
     Args:
         network: Images in [0, 1] to logits.
         images: A few images to compare the answers on.
     """
-    try:
-        pairs = _pairs(network)
-        twin = Twin(network, pairs) if pairs else None
-    except Exception:  # noqa: BLE001  A user's module can fail in any way here: no twin, then.
-        return None
-    return twin if twin is not None and _agrees(network, twin, images) else None
+    devices = [images.device] if images.is_cuda else []
+    # A user's module may draw from the global generator.
+    with torch.random.fork_rng(devices=devices):
+        try:
+            trial = copy.deepcopy(network).eval()
+            pairs = _pairs(trial)
+            if not pairs:
+                return None
+            twin = Twin(trial, pairs)
+            _shake(trial)
+            twin.refresh()
+            return Twin(network, pairs) if _agree(trial, twin, images) else None
+        except Exception:  # noqa: BLE001  It can fail in any way here, too: no twin, then.
+            return None
 
 
 def _pairs(network: nn.Module) -> list[tuple[str, str]]:
@@ -120,13 +131,24 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def _agrees(network: nn.Module, twin: Twin, images: Tensor) -> bool:
-    flags = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        ours, theirs = twin(images), network(images)
-    finally:
-        for module, flag in flags:
-            module.training = flag
+def _shake(network: nn.Module) -> None:
+    """Give every batch norm statistics and scales that make a difference."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in network.modules():
+        if not isinstance(norm, _BatchNorm):
+            continue
+        for tensor, low, high in (
+            (norm.running_mean, -0.5, 0.5),
+            (norm.running_var, 0.5, 2.0),
+            (norm.weight, 0.5, 1.5),
+            (norm.bias, -0.5, 0.5),
+        ):
+            if tensor is not None:
+                tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+
+
+@torch.no_grad()
+def _agree(network: nn.Module, twin: Twin, images: Tensor) -> bool:
+    ours, theirs = twin(images), network(images)
     worst = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0)
     return bool(worst < _TOLERANCE)
