@@ -1,0 +1,108 @@
+"""Figures 6 and 7 kinds: heat maps and maps of features, drawn from a recipe's subjects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unperturb.recipes.sources import NotRunError
+from unperturb.recipes.tables import Workshop, make_subject
+
+__all__ = ["run_figure"]
+
+
+def run_figure(shop: Workshop, folder: Path) -> dict[str, Any]:
+    """Draw a recipe's figure.
+
+    Returns:
+        ``models``: facts of each classifier; ``figures``: what was drawn, its file and its
+        figures, or the reason why it was not.
+    """
+    wanted = shop.recipe.figure
+    found: dict[str, Any] = {"models": {}, "figures": []}
+    subjects: dict[str, nn.Module] = {}
+    missing = []
+    dataset = None
+    for label, (model, defense) in wanted["subjects"].items():
+        try:
+            had = shop.models.get(model)
+        except NotRunError as reason:
+            missing.append(f"{label} ({reason})")
+            continue
+        found["models"][model] = had.facts
+        subjects[label] = make_subject(shop.recipe, had.classifier, defense)
+        dataset = shop.recipe.models[model].dataset
+    try:
+        shop.left()
+        if dataset is None:
+            raise NotRunError("; ".join(missing) or "it has no subject")
+        images = shop.sources.test(dataset, wanted["images"])
+    except NotRunError as reason:
+        entry = {"draw": wanted["draw"], "status": "not run", "reason": str(reason), "files": []}
+        found["figures"].append(entry)
+        return found
+    facts = {"data": images.source, "left_out": missing}
+    if wanted["draw"] == "embedding":
+        found["figures"].append({**_embedding(shop, subjects, images, folder), **facts})
+        return found
+    for label, subject in subjects.items():
+        found["figures"].append({**_gradcam(shop, label, subject, images, folder), **facts})
+    return found
+
+
+def _gradcam(
+    shop: Workshop, label: str, subject: nn.Module, images: Any, folder: Path
+) -> dict[str, Any]:
+    from unperturb.explain import figure_gradcam, gradcam_columns, save_figure
+    from unperturb.recipes.tables import slug
+
+    columns = gradcam_columns(
+        subject,
+        images.images(),
+        images.labels,
+        attack=shop.recipe.figure["attack"],
+        threat=shop.recipe.threat,
+        ids=images.ids,
+        seed=shop.seed,
+        show=shop.show,
+    )
+    name = f"gradcam-{slug(label)}.png"
+    save_figure(figure_gradcam(columns, classes=images.classes), folder / name)
+    return {
+        "draw": "gradcam",
+        "subject": label,
+        "status": "done",
+        "reason": "",
+        "files": [name],
+        "found": columns.to_dict(),
+    }
+
+
+def _embedding(
+    shop: Workshop, subjects: dict[str, nn.Module], images: Any, folder: Path
+) -> dict[str, Any]:
+    from unperturb.explain import embedding, figure_embedding, save_figure
+    from unperturb.files import write_text
+
+    made = embedding(
+        subjects,
+        images.images(),
+        images.labels,
+        attacks=shop.recipe.figure["attack"],
+        threat=shop.recipe.threat,
+        ids=images.ids,
+        perplexity=shop.recipe.figure["perplexity"],
+        seed=shop.seed,
+        show=shop.show,
+    )
+    save_figure(figure_embedding(made, classes=images.classes), folder / "embedding.png")
+    write_text(folder / "embedding.csv", made.to_csv())
+    return {
+        "draw": "embedding",
+        "status": "done",
+        "reason": "",
+        "files": ["embedding.png", "embedding.csv"],
+        "found": made.to_dict(),
+    }

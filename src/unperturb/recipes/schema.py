@@ -1,0 +1,263 @@
+"""What a recipe says: one table or figure of a paper, its models, rows and columns, at one scale.
+
+``parse`` reads them from YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unperturb.threat import Threat
+
+__all__ = [
+    "KINDS",
+    "SCALES",
+    "Column",
+    "Dataset",
+    "Measured",
+    "Model",
+    "Panel",
+    "Paper",
+    "Recipe",
+    "Row",
+    "Stage",
+    "Sweep",
+]
+
+SCALES = ("smoke", "cpu", "gpu", "paper")
+"""Seconds on digits; two cores; one large GPU; the paper's settings."""
+
+KINDS = ("table", "curves", "sweep", "figure", "cost")
+
+FIGURES = ("gradcam", "embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """What is reproduced.
+
+    Attributes:
+        source: The paper.
+        item: The table or figure.
+        settings: Its settings, as far as they are stated.
+        notes: What a reader must know of its figures.
+    """
+
+    source: str
+    item: str
+    settings: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Images that models are trained and attacked on.
+
+    Attributes:
+        name: Its name in recipes and in ``--data NAME=PATH``.
+        title: Its name in words.
+        spec: Where it is, if that is known beforehand (``digits``); None: the user says.
+        train: Split of the training images.
+        test: Split of the images that are attacked; None for the one meant for testing.
+        shuffle: Whether images are taken in a random order (the same in every run), as they must
+            be where a file has one class after the other.
+        test_share: Share of the images held out for testing where the source has no splits.
+        image_size: Size (height, width) that images are brought to; None leaves them.
+        train_limit: Training images that are read at most; None for all.
+        missing: Why rows on it are not run where the user names none; None: that is an error.
+    """
+
+    name: str
+    title: str
+    spec: str | None = None
+    train: str = "train"
+    test: str | None = None
+    shuffle: bool = False
+    test_share: float | None = None
+    image_size: tuple[int, int] | None = None
+    train_limit: int | None = None
+    missing: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training run of a model.
+
+    Attributes:
+        name: Name of its folder.
+        arch: Network that is trained from scratch; None for a start.
+        start: Model whose weights it starts from; None: the stage before, or from scratch.
+        config: Settings of ``TrainConfig``.
+    """
+
+    name: str
+    arch: str | None
+    start: str | None
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A classifier, and how it is had at this scale.
+
+    Attributes:
+        name: Its name.
+        title: In words.
+        dataset: The images it is for.
+        zoo: Classifier of the project's zoo that serves; None for none.
+        stages: Training runs, where the zoo has none.
+        unavailable: Why it cannot be had at this scale; None where it can.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    zoo: str | None = None
+    stages: tuple[Stage, ...] = ()
+    unavailable: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: Its heading.
+        attack: Specification of the attack; None for clean images.
+        n: Test images, the first ones of the split.
+        threat: Threat model where it is not the recipe's, as for minimal-norm attacks.
+        note: What is to be said of it.
+    """
+
+    name: str
+    attack: str | None
+    n: int
+    threat: Threat | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: Its heading.
+        model: Its classifier; None for a row that only quotes the paper.
+        defense: Name of one of the recipe's defenses; None for none.
+        threat: Threat model where it is not the recipe's.
+        paper: The paper's figure by column, in percent; a text says why there is none.
+        note: What is to be said of it, and for a quoted row why it is not run.
+    """
+
+    name: str
+    model: str | None
+    defense: str | None = None
+    threat: Threat | None = None
+    paper: Mapping[str, float | str] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes of a figure of training curves.
+
+    Attributes:
+        title: Its heading.
+        lines: Label of a line to (model, figure of the monitor).
+    """
+
+    title: str
+    lines: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One training setting that is varied.
+
+    Attributes:
+        name: Its heading.
+        model: The model whose last stage is varied.
+        setting: Field of ``TrainConfig``.
+        values: Its values, as the file writes them.
+        label: What the axis says.
+        defense: Name of one of the recipe's defenses, audited on each; None for none.
+    """
+
+    name: str
+    model: str
+    setting: str
+    values: tuple[Any, ...]
+    label: str
+    defense: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One row of a table of costs.
+
+    Attributes:
+        name: Its heading.
+        objective: The training objective whose step is counted and timed.
+        defense: Name of the recipe's defense whose answer is; None for the plain one.
+        clean_pass: Whether the clean batch passes through the network as well.
+        paper: The paper's figures, by column.
+    """
+
+    name: str
+    objective: str
+    defense: str | None
+    clean_pass: bool
+    paper: Mapping[str, float | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A table or figure at one scale.
+
+    Attributes:
+        name: Such as ``tpap/table-2``.
+        title: In words.
+        kind: ``table``, ``curves``, ``sweep``, ``figure`` or ``cost``.
+        scale: One of ``SCALES``.
+        paper: What is reproduced.
+        cost: What the scale costs, in words, where that was measured or guessed.
+        data: The data set that ``--data PATH`` means.
+        datasets: By name.
+        models: By name.
+        defenses: Preset and its options, by name.
+        threat: The threat model.
+        attackers: Some of ``oblivious`` and ``adaptive``.
+        batch_size: Images in a unit of an audit.
+        columns: By name.
+        rows: By name.
+        panels: For curves.
+        sweeps: For a sweep.
+        figure: For a figure: ``draw`` (``gradcam``, ``embedding``) and its settings.
+        network: For costs: the network, its images, batch and number of timings.
+        measured: For costs: the rows.
+        body: All settings as they were read, for the record.
+    """
+
+    name: str
+    title: str
+    kind: str
+    scale: str
+    paper: Paper
+    cost: str
+    data: str
+    datasets: Mapping[str, Dataset]
+    models: Mapping[str, Model]
+    defenses: Mapping[str, tuple[str, Mapping[str, Any]]]
+    threat: Threat
+    attackers: tuple[str, ...]
+    batch_size: int
+    columns: Mapping[str, Column]
+    rows: Mapping[str, Row]
+    panels: tuple[Panel, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
+    figure: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
+    measured: tuple[Measured, ...] = ()
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)

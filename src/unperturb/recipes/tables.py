@@ -1,0 +1,265 @@
+"""Rows of a table: each is audited under every column's attack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unperturb.attacks import Surface, make_attack
+from unperturb.audit import AuditResult, audit, read_result
+from unperturb.classifiers import Classifier
+from unperturb.data import ImageSet
+from unperturb.defense import Defense
+from unperturb.errors import ConfigError, InputError, UnperturbError
+from unperturb.presets import make_preset
+from unperturb.recipes.cells import Cells, attacked_cell, audit_facts, clean_cell, not_run
+from unperturb.recipes.models import TIME_BUDGET, Models
+from unperturb.recipes.schema import Column, Recipe, Row
+from unperturb.recipes.sources import NotRunError, Sources
+from unperturb.threat import Threat
+
+__all__ = ["Group", "Workshop", "groups", "make_subject", "run_rows", "slug"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns of a row that one audit answers: the same threat model and images.
+
+    Attributes:
+        threat: The threat model.
+        n: Test images.
+        columns: Those with an attack.
+    """
+
+    threat: Threat
+    n: int
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """What running a recipe needs beside the recipe.
+
+    Attributes:
+        recipe: The recipe.
+        sources: Its images.
+        models: Its classifiers.
+        audits: Folder of the audits' records.
+        seed: Seed of the attacks.
+        device: Where to compute.
+        workers: Processes of an audit.
+        ends: ``time.monotonic()`` after which nothing new begins; None for no limit.
+        show: Show progress.
+        say: Is told, in words, what is being done.
+    """
+
+    recipe: Recipe
+    sources: Sources
+    models: Models
+    audits: Path
+    seed: int
+    device: str
+    workers: int
+    ends: float | None
+    show: bool
+    say: Callable[[str], None]
+
+    def left(self) -> float | None:
+        """Seconds that are left; None where there is no limit.
+
+        Raises:
+            NotRunError: None are left.
+        """
+        if self.ends is None:
+            return None
+        seconds = self.ends - time.monotonic()
+        if seconds <= 0:
+            raise NotRunError(TIME_BUDGET)
+        return seconds
+
+
+def groups(recipe: Recipe, row: Row) -> list[Group]:
+    """The audits of a row, the threat model's own and the most images first."""
+    usual = row.threat or recipe.threat
+    found: dict[tuple[str, float, int], list[Column]] = {}
+    for column in recipe.columns.values():
+        if column.attack is not None:
+            threat = column.threat or usual
+            found.setdefault((threat.norm, threat.eps, column.n), []).append(column)
+    made = [
+        Group(columns[0].threat or usual, n, tuple(columns)) for (_, _, n), columns in found.items()
+    ]
+    return sorted(made, key=lambda g: (g.threat != usual, -g.n))
+
+
+def make_subject(recipe: Recipe, net: Classifier, defense: str | None) -> Defense | Classifier:
+    """A classifier with one of the recipe's defenses around it."""
+    if defense is None:
+        return net
+    preset, options = recipe.defenses[defense]
+    return make_preset(preset, net, **options)
+
+
+def run_rows(
+    shop: Workshop, found: Cells, *, each: Callable[[Cells], None] = lambda cells: None
+) -> None:
+    """Audit every row.
+
+    Args:
+        shop: The recipe and what it needs.
+        found: Is filled.
+        each: Called after every audit, so that a kill leaves what is done.
+    """
+    for row in shop.recipe.rows.values():
+        if row.model is None:
+            quoted = not_run(shop.recipe, row, shop.recipe.columns.values(), row.note)
+            found.cells += [{**cell, "status": "quoted"} for cell in quoted]
+            continue
+        try:
+            had = shop.models.get(row.model)
+        except NotRunError as reason:
+            found.cells += not_run(shop.recipe, row, shop.recipe.columns.values(), str(reason))
+            continue
+        found.models[row.model] = had.facts
+        _row(shop, row, had.classifier, found, each)
+
+
+def _row(
+    shop: Workshop,
+    row: Row,
+    net: Classifier,
+    found: Cells,
+    each: Callable[[Cells], None],
+) -> None:
+    recipe = shop.recipe
+    subject = make_subject(recipe, net, row.defense)
+    clean = [column for column in recipe.columns.values() if column.attack is None]
+    assert row.model is not None
+    name = recipe.models[row.model].dataset
+    for group in groups(recipe, row):
+        able, unable = _able(subject, group)
+        for column, reason in unable.items():
+            found.cells += not_run(recipe, row, [column], reason)
+        if not able:
+            continue
+        try:
+            images = shop.sources.test(name, group.n)
+            result, key = _audited(shop, row, subject, images, group.threat, able)
+        except NotRunError as reason:
+            found.cells += not_run(recipe, row, able, str(reason))
+            continue
+        found.audits[key] = audit_facts(result, images, row, net)
+        if clean:
+            cells = [clean_cell(row, column, result, key) for column in clean]
+            # The audit with the most images comes first, and answers for the clean ones.
+            found.cells += [cell for cell in cells if cell["status"] == "done"]
+            clean = [c for c, cell in zip(clean, cells, strict=True) if cell["status"] != "done"]
+        for column in able:
+            found.cells += [
+                attacked_cell(row, column, attacker, result, key) for attacker in recipe.attackers
+            ]
+        each(found)
+    if clean:
+        found.cells += not_run(recipe, row, clean, _reason(shop))
+
+
+def _reason(shop: Workshop) -> str:
+    return TIME_BUDGET if shop.ends is not None else "no audit of this row was run"
+
+
+def _able(subject: Defense | Classifier, group: Group) -> tuple[list[Column], dict[Column, str]]:
+    """Columns whose attack can run here, and why the others cannot."""
+    able, unable = [], {}
+    for column in group.columns:
+        assert column.attack is not None
+        attack = make_attack(column.attack)
+        check = getattr(attack, "check", None)
+        try:
+            if check is not None:
+                check(Surface(subject), group.threat)
+        except UnperturbError as error:
+            unable[column] = error.problem
+            continue
+        able.append(column)
+    return able, unable
+
+
+def _audited(
+    shop: Workshop,
+    row: Row,
+    subject: Defense | Classifier,
+    images: ImageSet,
+    threat: Threat,
+    columns: list[Column],
+) -> tuple[AuditResult, str]:
+    """One audit, read where it is finished and gone on with where it is not."""
+    recipe = shop.recipe
+    attacks = [str(column.attack) for column in columns]
+    facts = {
+        "subject": subject.fingerprint(),
+        "images": images.fingerprint(),
+        "threat": threat.to_dict(),
+        "attacks": attacks,
+        "attackers": list(recipe.attackers),
+        "seed": shop.seed,
+        "batch_size": recipe.batch_size,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    # Named after what is audited and not after the row, so that recipes may share it.
+    named = slug(f"{row.model} {row.defense or ''}")
+    key = f"{named}-{threat.norm}-n{len(images)}-{digest[:8]}"
+    folder = shop.audits / key
+    if (folder / "manifest.json").is_file():
+        return read_result(folder), key
+    try:
+        budget = shop.left()
+    except NotRunError:
+        if not (folder / "plan.json").is_file():
+            raise
+        return read_result(folder), key
+    shop.say(f"auditing {row.name}: {', '.join(attacks)} on {len(images)} images")
+    try:
+        _check_classes(subject, images)
+        result = audit(
+            subject, images.images(), images.labels, ids=images.ids, threat=threat,
+            attacks=attacks, attackers=recipe.attackers, seed=shop.seed,
+            batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
+            workers=shop.workers, time_budget=budget, device=shop.device, name=row.defense,
+            data={"source": images.source, "split": images.split,
+                  "classes": list(images.classes)},
+            show=shop.show, announce=shop.say,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(
+            f"{row.name}: {error.problem}",
+            expected=error.expected,
+            fix=f"name another classifier with --model {row.model}=..., or other images",
+        ) from error
+    result.save_report()
+    return result, key
+
+
+def _check_classes(subject: Defense | Classifier, images: ImageSet) -> None:
+    net = subject.classifier if isinstance(subject, Defense) else subject
+    if images.classes and len(images.classes) != net.num_classes:
+        raise ConfigError(
+            f"The classifier knows {net.num_classes} classes, the images have "
+            f"{len(images.classes)}",
+            expected="a classifier of these images",
+            fix="name other images with --data, or another classifier with --model",
+        )
+
+
+def slug(text: str) -> str:
+    """A name that is fit for a folder.
+
+    Example:
+        >>> slug("TPAP* (8/255 + 16/255)")
+        'tpap-8-255-16-255'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "row"
