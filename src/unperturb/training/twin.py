@@ -16,9 +16,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unperturb.errors import UnperturbError
+
 __all__ = ["Twin", "make_twin"]
 
 _TOLERANCE = 1e-3
+# What a user's module may raise where it is copied, or called on a symbol.
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    UnperturbError,
+    ValueError,
+    copy.Error,
+)
 
 
 class Twin(nn.Module):
@@ -105,7 +121,7 @@ def make_twin(network: nn.Module, images: Tensor) -> Twin | None:
             _shake(trial)
             twin.refresh()
             return Twin(network, pairs) if _agree(trial, twin, images) else None
-        except Exception:  # noqa: BLE001  It can fail in any way here, too: no twin, then.
+        except _FAILURES:
             return None
 
 
