@@ -135,8 +135,8 @@ def conclusion() -> list[str]:
     lines = [
         f"**TPAP repairs attacks that were not made for it, and stops none that was.** Around a "
         f"network in robust overfitting it answers {percent(clean)} % of clean images correctly "
-        f"and {percent(ignoring)} % under PGD-20 by an attacker who ignores it (the paper: 86.25 and "
-        f"79.06). An attacker who knows it leaves {percent(knowing)} %.",
+        f"and {percent(ignoring)} % under PGD-20 by an attacker who ignores it (the paper: 86.25 "
+        f"and 79.06). An attacker who knows it leaves {percent(knowing)} %.",
     ]
     rivals = read("table-1")
     if rivals is not None:
