@@ -89,7 +89,7 @@ def fails(nets: Any, run: Run, tmp_path: Path) -> Callable[..., None]:
         ("--device", "cdua", ("The device 'cdua' cannot be used", "Fix: --device cpu")),
         ("--device", "meta", ("The device 'meta' cannot be used", "Fix: --device cpu")),
         ("--time-budget", "0", ("time_budget is 0", "seconds above 0")),
-        ("--defense", "tpap?radius=big", ("The purification radius is 'big'", "6/255")),
+        ("--defense", "tpap?radius=big", ("The purification radius is 'big'", "such as 8 / 255")),
         ("--defense", "tpap?radius=6", ("The purification radius is 6", "write 6/255")),
         ("--defense", "tpap?raduis=0.1", ("raduis", "did you mean 'radius'?")),
         ("--defense", "./nowhere", ("There is no folder './nowhere'", "a saved defense")),
