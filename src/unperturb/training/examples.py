@@ -138,11 +138,14 @@ def _climb(
     steps: int,
     step_size: float,
     objective: Objective,
+    seen: Callable[[Tensor], object] = lambda logits: None,
 ) -> Tensor:
+    """Projected signed steps up an objective; ``seen`` is shown the logits of every iterate."""
     low, high = (images - eps).clamp_(min=0.0), (images + eps).clamp_(max=1.0)
     point = torch.clamp(point, low, high)
     for _ in range(steps):
-        gradient, _ = _slope(network, point, objective)
+        gradient, logits = _slope(network, point, objective)
+        seen(logits)
         move = (step_size * eps) * gradient.sign().to(images.dtype)
         point = torch.clamp(point + move, low, high)
     return point
@@ -258,15 +261,14 @@ def pgd_survivals(
     Returns:
         Adversarial images, detached, and kappa (N,).
     """
-    low, high = (images - eps).clamp_(min=0.0), (images + eps).clamp_(max=1.0)
-    point = torch.clamp(images + eps * _uniform(images, generator), low, high)
     survived = torch.zeros(len(images), device=images.device)
-    for _ in range(steps):
-        gradient, logits = _slope(network, point, _cross_entropy(labels))
-        survived += (logits.argmax(1) == labels).float()
-        move = (step_size * eps) * gradient.sign().to(images.dtype)
-        point = torch.clamp(point + move, low, high)
-    return point, survived
+
+    def count(logits: Tensor) -> None:
+        survived.add_((logits.argmax(1) == labels).float())
+
+    point = images + eps * _uniform(images, generator)
+    objective = _cross_entropy(labels)
+    return _climb(network, images, point, eps, steps, step_size, objective, count), survived
 
 
 def cw_examples(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,47 +26,10 @@ from unperturb.training.examples import (
     stadv_examples,
 )
 
-__all__ = ["OBJECTIVES", "OVERFITTING", "Objective", "Settings", "Step"]
+if TYPE_CHECKING:
+    from unperturb.training.config import TrainConfig
 
-
-class Settings(Protocol):
-    """The settings an objective reads; ``TrainConfig`` has them."""
-
-    @property
-    def eps(self) -> float: ...
-
-    @property
-    def mixture(self) -> tuple[float, ...]: ...
-
-    @property
-    def clean_pass(self) -> bool: ...
-
-    @property
-    def attack_steps(self) -> int: ...
-
-    @property
-    def attack_step_size(self) -> float: ...
-
-    @property
-    def beta(self) -> float: ...
-
-    @property
-    def fat_tau(self) -> tuple[int, ...]: ...
-
-    @property
-    def gairat_lambda(self) -> float: ...
-
-    @property
-    def gairat_burn_in(self) -> float: ...
-
-    @property
-    def cw_weight(self) -> float: ...
-
-    @property
-    def cw_rate(self) -> float: ...
-
-    @property
-    def flow(self) -> float: ...
+__all__ = ["OBJECTIVES", "OVERFITTING", "Objective", "Step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +50,7 @@ class Step:
     attacked: nn.Module
     images: Tensor
     labels: Tensor
-    settings: Settings
+    settings: TrainConfig
     generator: np.random.Generator
     done: float = 0.0
 
