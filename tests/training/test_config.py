@@ -26,6 +26,9 @@ NAN = float("nan")
         ({"flow": 0.0}, "flow is 0.0.*above 0"),
         ({"beta": -0.1}, "beta is -0.1.*0 or more"),
         ({"beta": NAN}, "beta is nan"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0.*below 1"),
+        ({"ema_decay": -0.1}, "ema_decay is -0.1.*at least 0"),
+        ({"ema_decay": NAN}, "ema_decay is nan"),
         ({"gairat_burn_in": 1.1}, "gairat_burn_in is 1.1.*from 0 to 1"),
         ({"gairat_burn_in": NAN}, "gairat_burn_in is nan"),
         ({"fat_tau": ()}, r"fat_tau is \(\).*one or more"),
@@ -61,7 +64,7 @@ def test_settings_at_their_bounds() -> None:
 def test_settings_round_trip_with_every_value_changed() -> None:
     config = TrainConfig(
         objective="fgsm", eps=0.05, mixture=(0.0, 8 / 255, 16 / 255), epochs=3, batch_size=96,
-        accumulate=4, lr=0.02, momentum=0.8, weight_decay=1e-3, schedule="one-cycle",
+        accumulate=4, lr=0.02, momentum=0.8, weight_decay=1e-3, ema_decay=0.9, schedule="one-cycle",
         milestones=(0.3,), gamma=0.2, augment="flip", precision="bfloat16", attack_steps=10,
         attack_step_size=0.3, beta=5.0, fat_tau=(0, 2), gairat_lambda=0.0, gairat_burn_in=0.4,
         cw_weight=2.0, cw_rate=0.05, flow=0.02, keep="robust", holdout=500, monitor_images=64,

@@ -113,6 +113,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gairat": {"objective": "gairat", "gairat_burn_in": 0.5},
     "fgsm": {"objective": "fgsm", "clean_pass": True},
     "trades": {"objective": "trades", "weight_decay": 1e-2},
+    "average": {"ema_decay": 0.8},
     "no momentum": {"objective": "standard", "momentum": 0.0},
 }
 LONG = ("gairat", "fgsm", "trades", "no momentum")

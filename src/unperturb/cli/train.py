@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 @click.option("--lr", type=float, default=0.1, show_default=True, help="Peak learning rate of SGD.")
 @click.option("--weight-decay", type=float, default=5e-4, show_default=True,
               help="Weight decay of SGD.")  # fmt: skip
+@click.option("--ema-decay", type=float, default=0.0, show_default=True,
+              help="Keep a moving average of the weights, such as 0.998; 0: the last.")  # fmt: skip
 @click.option("--schedule", default="multistep", show_default=True, help="multistep or one-cycle.")
 @click.option("--milestones", default="0.5,0.75", show_default=True,
               help="Fractions of the epochs where multistep divides the rate by 10.")  # fmt: skip
@@ -139,9 +141,9 @@ def train(**options: Any) -> int:
 
 
 _PLAIN = (
-    "objective", "epochs", "batch_size", "accumulate", "lr", "weight_decay", "schedule", "augment",
-    "precision", "clean_pass", "attack_steps", "attack_step_size", "beta", "keep", "holdout",
-    "monitor_images", "seed",
+    "objective", "epochs", "batch_size", "accumulate", "lr", "weight_decay", "ema_decay",
+    "schedule", "augment", "precision", "clean_pass", "attack_steps", "attack_step_size", "beta",
+    "keep", "holdout", "monitor_images", "seed",
 )  # fmt: skip
 
 

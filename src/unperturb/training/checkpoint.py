@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from unperturb.errors import RecordError
 from unperturb.files import write_tensors
@@ -31,6 +32,7 @@ class Checkpoint:
         optimizer: SGD.
         fingerprint: Of settings, images, start weights and number of processes.
         path: The file; None keeps nothing on disk.
+        average: Moving average of the network, where that is what is kept.
 
     Attributes:
         epochs: Records of the epochs that are done.
@@ -46,14 +48,20 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         fingerprint: str,
         path: Path | None,
+        average: AveragedModel | None = None,
     ) -> None:
         self.network, self.optimizer = network, optimizer
-        self.fingerprint, self.path = fingerprint, path
+        self.fingerprint, self.path, self.average = fingerprint, path, average
         self.epochs: list[Epoch] = []
         self.step, self.loss, self.seconds = 0, 0.0, 0.0
         self.best_state: dict[str, Tensor] = {}
         self.best_epoch = 0
         self.best_score = float("-inf")
+
+    @property
+    def kept(self) -> nn.Module:
+        """What an epoch is judged by, and kept: the network, or its average."""
+        return self.network if self.average is None else self.average.module
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -89,9 +97,11 @@ class Checkpoint:
         self.step, self.loss, self.seconds = meta["step"], meta["loss"], meta["seconds"]
         self.best_score = meta["best_score"] if meta["best_score"] is not None else float("-inf")
         self.network.load_state_dict(_under(tensors, "network."))
+        if self.average is not None:
+            self.average.load_state_dict(_under(tensors, "average."))
         self.best_state = _under(tensors, "best.")
         if self.best_epoch and not self.best_state:
-            self.best_state = _snapshot(self.network)
+            self.best_state = _snapshot(self.kept)
         for index, parameter in enumerate(self._parameters()):
             if (buffer := tensors.get(f"momentum.{index}")) is not None:
                 state = torch.empty_like(parameter).copy_(buffer)
@@ -103,7 +113,7 @@ class Checkpoint:
         found = score(record) if score is not None else float(record["epoch"])
         if found >= self.best_score:
             self.best_score, self.best_epoch = found, record["epoch"]
-            self.best_state = _snapshot(self.network)
+            self.best_state = _snapshot(self.kept)
         self.step, self.loss, self.seconds = 0, 0.0, 0.0
         self.write()
 
@@ -112,7 +122,9 @@ class Checkpoint:
         if self.path is None:
             return
         tensors = {f"network.{k}": v for k, v in _snapshot(self.network).items()}
-        # Right after its epoch the best state is the network's own, and is not stored twice.
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in _snapshot(self.average).items()}
+        # Right after its epoch the best state is the present one, and is not stored twice.
         if self.best_epoch and (self.step or self.best_epoch != self.epochs[-1]["epoch"]):
             tensors |= {f"best.{k}": v for k, v in self.best_state.items()}
         for index, parameter in enumerate(self._parameters()):

@@ -43,6 +43,11 @@ class TrainConfig:
         lr: Peak learning rate of SGD.
         momentum: SGD momentum.
         weight_decay: SGD weight decay.
+        ema_decay: The weights that are watched and kept are an exponential moving average over the
+            steps with this decay (Gowal et al. 2020, "model weight averaging"), with that of the
+            batch-norm statistics: after the first step the weights, then with each step
+            average = decay * average + (1 - decay) * weights.
+            0 keeps the weights themselves.
         schedule: ``multistep`` (``lr`` times ``gamma`` at each milestone) or ``one-cycle``
             (linear warm-up over 20 % of the steps, then linear to zero).
         milestones: Fractions of the epochs at which ``multistep`` decays.
@@ -83,6 +88,7 @@ class TrainConfig:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    ema_decay: float = 0.0
     schedule: str = "multistep"
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
@@ -130,6 +136,11 @@ class TrainConfig:
         for name in ("momentum", "weight_decay", "beta"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", expected="0 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(
+                f"ema_decay is {self.ema_decay}",
+                expected="at least 0 (no averaging) and below 1, such as 0.998",
+            )
         if not 0 <= self.gairat_burn_in <= 1:
             raise ConfigError(f"gairat_burn_in is {self.gairat_burn_in}", expected="from 0 to 1")
         if not self.fat_tau or any(tau < 0 for tau in self.fat_tau):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unperturb.data import ImageSet
 from unperturb.errors import ConfigError, DataError, OutputError
@@ -38,7 +39,7 @@ class Trained:
     """What a training run leaves.
 
     Attributes:
-        state: State dictionary of the kept epoch.
+        state: State dictionary of the kept epoch; of the average, where ``ema_decay`` is set.
         kept_epoch: Number of that epoch, from 1.
         epochs: One record for each epoch.
     """
@@ -87,7 +88,7 @@ def train(
             the middle of an epoch too, and ends with the same weights as an uninterrupted one on
             the same number of threads.
         device: Where to train.
-        monitor: Called after every epoch with the network in eval mode.
+        monitor: Called after every epoch with the network, or its average, in eval mode.
         depth: Score of an epoch's record; the epoch with the greatest is kept. None keeps the last.
         stop_after: Stop after this many epochs of the whole run, leaving the checkpoint (for tests
             and time limits).
@@ -131,7 +132,13 @@ def train(
             expected="the same in all of them",
             fix="build the network from one seed, or load its weights",
         )
-    run = Checkpoint(network, optimizer, fingerprint, out / CHECKPOINT if out else None)
+    run = Checkpoint(
+        network,
+        optimizer,
+        fingerprint,
+        out / CHECKPOINT if out else None,
+        _average(network, config),
+    )
     run.read()
     processes.wait()
 
@@ -151,12 +158,19 @@ def train(
         for epoch in range(first, last):
             record = loop.epoch(epoch, bar)
             if monitor is not None:
-                network.eval()
-                record.update(processes.tell(monitor(network) if processes.main else None))
+                run.kept.eval()
+                record.update(processes.tell(monitor(run.kept) if processes.main else None))
             run.finish_epoch(record, depth) if processes.main else _keep(run, record, depth)
             bar.set_postfix_str(_summary(record))
     processes.wait()
     return Trained(run.best_state, run.best_epoch, run.epochs)
+
+
+def _average(network: nn.Module, config: TrainConfig) -> AveragedModel | None:
+    if not config.ema_decay:
+        return None
+    average = get_ema_multi_avg_fn(config.ema_decay)
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
 def _keep(run: Checkpoint, record: Epoch, depth: Score | None) -> None:
@@ -264,6 +278,8 @@ class _Loop:
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         self.processes.average([*gradients, *statistics(self.network), total])
         self.optimizer.step()
+        if self.run.average is not None:
+            self.run.average.update_parameters(self.network)
         return float(total)
 
     @contextmanager
