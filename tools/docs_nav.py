@@ -1,5 +1,6 @@
 """MkDocs hook: a nav entry that ends in ``/`` becomes the pages of that folder, index first.
 
+Folders within come after the pages, each a group of its own name.
 So a new purifier, detector, decision or attack is one new page, and no line in ``mkdocs.yml``.
 """
 
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 
-def _pages(docs: Path, folder: str) -> list[str]:
+def _pages(docs: Path, folder: str) -> list[Any]:
     names = sorted(path.name for path in (docs / folder).glob("*.md"))
     names.sort(key=lambda name: name != "index.md")
-    return [f"{folder}{name}" for name in names]
+    pages: list[Any] = [f"{folder}{name}" for name in names]
+    for inner in sorted(path for path in (docs / folder).glob("*") if path.is_dir()):
+        if found := _pages(docs, f"{folder}{inner.name}/"):
+            pages.append({f"{inner.name}, one by one": found})
+    return pages
 
 
 def _expand(entry: Any, docs: Path) -> Any:

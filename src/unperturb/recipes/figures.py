@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from unperturb.files import short_paths
 from unperturb.recipes.sources import NotRunError
 from unperturb.recipes.tables import Workshop, make_subject
 
@@ -43,7 +44,7 @@ def run_figure(shop: Workshop, folder: Path) -> dict[str, Any]:
         entry = {"draw": wanted["draw"], "status": "not run", "reason": str(reason), "files": []}
         found["figures"].append(entry)
         return found
-    facts = {"data": images.source, "left_out": missing}
+    facts = {"data": short_paths(images.source), "left_out": missing}
     if wanted["draw"] == "embedding":
         found["figures"].append({**_embedding(shop, subjects, images, folder), **facts})
         return found
