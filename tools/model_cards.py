@@ -31,7 +31,7 @@ _ABOUT = {
     "robustness.",
     "overfitting": "The kind of network that TPAP is proposed for. It is **not robust**: under PGD "
     "it answers almost nothing correctly, and an attacker who knows TPAP brings the defended "
-    "network there too. See `docs/results/tpap.md`.",
+    "network there too. See `docs/results/tpap.md` and `docs/results/first-audit.md`.",
     "robust": "A small adversarially trained network: the yardstick of what training alone gives "
     "at this size. See `docs/results/attacks.md` and `docs/results/tpap.md`.",
 }

@@ -7,8 +7,8 @@ python tools/tpap_results.py [--collect runs/repro]
 
 Records: ``docs/results/records/tpap/NAME.json`` is the ``record.json`` that
 ``unperturb reproduce tpap/NAME`` wrote; ``training/NAME.json`` is the ``training.json`` of a
-training run, ``other/NAME.json`` the ``report.json`` of an audit on another data set. What has no
-record says so.
+training run whose weights are not in the zoo, ``other/NAME.json`` the ``report.json`` of an audit
+on another data set. What has no record says so.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from PIL import Image
 from unperturb.files import write_text
 from unperturb.recipes import load_recipe, render
 from unperturb.recipes.curves import plot
+from unperturb.training.objectives import OVERFITTING
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "docs/results/records/tpap"
@@ -107,22 +109,37 @@ def section(name: str) -> list[str]:
     ]
 
 
+def trained(objectives: Collection[str]) -> list[tuple[str, str, Record]]:
+    """Name, link from the page, and record of the training runs of some objectives."""
+    zoo = [(path.parent.name, path) for path in (ROOT / "zoo").glob("*/training.json")]
+    rest = [(path.stem, path) for path in (RECORDS / "training").glob("*.json")]
+    found = []
+    for name, path in sorted(zoo + rest):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if run["config"]["objective"] in objectives:
+            # What lies outside docs/ has no link on the site.
+            inside = path.is_relative_to(RECORDS)
+            label = f"[{name}](records/tpap/training/{path.name})" if inside else f"`zoo/{name}`"
+            found.append((name, label, run))
+    return found
+
+
 def runs() -> list[str]:
-    """What it took to get into the state: every recipe that was given an hour, and its curve."""
+    """What it took to get into the state: every run with a record, and its curve."""
     lines = [
         "## Training into robust overfitting",
         "",
-        "Last stages that start from a network in or near the state, the kept epoch of each; the "
-        "stages before them take 20 minutes of one core. Figures are on held-out training images; "
-        "*TPAP* is one step of 8/255 around the network, clean and under oblivious PGD-20 at "
-        "8/255.",
+        "*Robust overfitting* is the state that TPAP needs: nearly always right on the one-step "
+        "attack (FGSM) that the network is trained on, nearly never on a stronger one (PGD). The "
+        "last stage of each run, at the epoch that was kept; its record names the stages before. "
+        "Figures are on held-out training images unless they say otherwise; *TPAP* is one step of "
+        "8/255 around the network, clean and under oblivious PGD-20 at 8/255. One seed each.",
         "",
         "| run | last stage | epochs | hours | kept | FGSM, train | FGSM | PGD-20 | clean "
         "| TPAP clean | TPAP PGD-20 | state |",
         "|---" * 12 + "|",
     ]
-    for path in sorted((RECORDS / "training").glob("ro-*.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
+    for _, label, run in trained(OVERFITTING):
         epochs, config = run["epochs"], run["config"]
         kept = epochs[run["kept_epoch"] - 1]
         sizes = config.get("mixture") or [config["eps"]]
@@ -134,7 +151,7 @@ def runs() -> list[str]:
         hours = sum(epoch["seconds"] for epoch in epochs) / 3600
         state = "reached" if kept["robust_overfitting"] else "not reached"
         lines.append(
-            f"| [{path.stem}](records/tpap/training/{path.name}) | {config['objective']} "
+            f"| {label} | {config['objective']} "
             f"{words}/255, lr {config['lr']:g}, {config['schedule']}"
             f"{', clean pass' if config['clean_pass'] else ''} | {len(epochs)} | {hours:.1f} "
             f"| {run['kept_epoch']} | {share('train_fgsm')} | {share('heldout_fgsm')} "
@@ -149,14 +166,13 @@ def runs() -> list[str]:
 def draw_runs() -> None:
     """The curves of these runs as one picture."""
     axes = []
-    for path in sorted((RECORDS / "training").glob("ro-*.json")):
-        epochs = json.loads(path.read_text(encoding="utf-8"))["epochs"]
+    for name, _, run in trained(OVERFITTING):
         lines = []
         for label, key in LINES.items():
-            found = [epoch for epoch in epochs if key in epoch]
+            found = [epoch for epoch in run["epochs"] if key in epoch]
             places = [float(epoch["epoch"]) for epoch in found]
             lines.append((label, places, [100 * epoch[key] for epoch in found]))
-        axes.append((path.stem, "epoch", lines))
+        axes.append((name, "epoch", lines))
     with tempfile.TemporaryDirectory() as folder:
         if plot(axes, Path(folder)):
             shrink(Path(folder) / "figure.png", PAGES / CURVES)
@@ -169,20 +185,17 @@ def shrink(picture: Path, out: Path) -> None:
 
 
 # Quoted as their authors state them; none was measured by us.
-PUBLISHED = (
-    ("PGD-AT, ResNet-20", "74.38", "45.43 (PGD-10)", "110 epochs, 10 steps",
-     "EhanW/AdversarialTraining"),
-    ("PGD-AT, ResNet-56", "79.62", "49.54 (PGD-10)", "110 epochs, 10 steps",
-     "EhanW/AdversarialTraining"),
-    ("PGD-AT, ResNet-18", "82.57", "51.28 (PGD-20)", "best epoch on test images",
-     "LetheSec/Adversarial_Training_Pytorch"),
-    ("TRADES, ResNet-18", "80.86", "51.23 (PGD-20)", "best epoch on test images",
-     "LetheSec/Adversarial_Training_Pytorch"),
-    ("MART, ResNet-18", "78.59", "54.87 (PGD-20)", "best epoch on test images",
-     "LetheSec/Adversarial_Training_Pytorch"),
-    ("TRADES, WRN-34-10", "84.92", "56.61 (20 steps, eps 0.031)", "the authors' weights",
-     "yaodongyu/TRADES"),
-)  # fmt: skip
+PUBLISHED = {
+    "EhanW/AdversarialTraining": """
+        PGD-AT, ResNet-20 | 74.38 | 45.43 (PGD-10) | 110 epochs, 10 steps
+        PGD-AT, ResNet-56 | 79.62 | 49.54 (PGD-10) | 110 epochs, 10 steps""",
+    "LetheSec/Adversarial_Training_Pytorch": """
+        PGD-AT, ResNet-18 | 82.57 | 51.28 (PGD-20) | best epoch on test images
+        TRADES, ResNet-18 | 80.86 | 51.23 (PGD-20) | best epoch on test images
+        MART, ResNet-18 | 78.59 | 54.87 (PGD-20) | best epoch on test images""",
+    "yaodongyu/TRADES": """
+        TRADES, WRN-34-10 | 84.92 | 56.61 (20 steps, eps 0.031) | the authors' weights""",
+}
 
 
 def rivals() -> list[str]:
@@ -190,33 +203,30 @@ def rivals() -> list[str]:
     lines = [
         "## Networks that are trained to be robust",
         "",
-        "Ours: an hour or two of one core each, in bfloat16, 7 PGD steps, every choice made on "
-        "held-out training images. On test images they stand in Table 1, attacked as TPAP is.",
+        "Ours, in bfloat16 with 7 PGD steps, every choice made on held-out training images. Table "
+        "1 is where they are attacked as TPAP is, on test images.",
         "",
         "| network | epochs | hours | clean, held-out | PGD-20, held-out |",
         "|---|---|---|---|---|",
     ]
-    for path in sorted((ROOT / "zoo").glob("*/training.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
-        if run["config"]["objective"] not in ("pgd", "trades", "mart"):
-            continue
+    for _, label, run in trained(("pgd", "trades", "mart")):
         kept = run["epochs"][run["kept_epoch"] - 1]
         hours = sum(epoch["seconds"] for epoch in run["epochs"]) / 3600
         lines.append(
-            f"| {path.parent.name} | {len(run['epochs'])} | {hours:.1f} "
+            f"| {label} | {len(run['epochs'])} | {hours:.1f} "
             f"| {100 * kept['heldout_clean']:.1f} | {100 * kept['heldout_pgd']:.1f} |"
         )
     lines += [
         "",
-        "Published figures of comparable and larger networks (Linf 8/255 where nothing else is "
-        "said), which train ten times as long or more:",
+        "Published figures of comparable and larger networks, quoted and not measured by us (test "
+        "images, Linf 8/255 where nothing else is said):",
         "",
         "| network | clean | robust | training | source |",
         "|---|---|---|---|---|",
     ]
-    for name, clean, robust, how, source in PUBLISHED:
+    for source, rows in PUBLISHED.items():
         link = f"[{source}](https://github.com/{source})"
-        lines.append(f"| {name} | {clean} | {robust} | {how} | {link} |")
+        lines += [f"| {row.strip()} | {link} |" for row in rows.strip().splitlines()]
     return [*lines, ""]
 
 
@@ -325,6 +335,11 @@ def main() -> None:
         "scale `cpu`: ResNet-20, CIFAR-10, two CPU cores. Paper: Tang et al., CVPR 2024, "
         "ResNet-18, 10,000 test images, an attacker who ignores the defense. Figures are percent "
         "right, with Wilson's 95 % interval, on the first n test images.",
+        "",
+        "*Oblivious*: the attacker ignores the defense, runs all his steps on the bare network, "
+        "and his last image is shown to the defense. *Adaptive*: he attacks the whole and stops at "
+        "the first success, so an image that is wrong unattacked stays wrong. The two rules are "
+        "not comparable: the same attack on the same network can leave more under the first.",
         "",
         "## What a user should conclude",
         "",
