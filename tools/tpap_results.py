@@ -54,11 +54,18 @@ def read(name: str) -> Record | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def percent(cell: Record | None) -> str:
-    """Accuracy and Wilson interval of a cell, or why there is none."""
+def percent(cell: Record | None, reasons: list[str] | None = None) -> str:
+    """Accuracy and Wilson interval of a cell, or why there is none.
+
+    Where a table collects ``reasons`` below itself, the cell refers to the one that it has.
+    """
     if cell is None or cell.get("accuracy") is None:
         reason = (cell or {}).get("reason") or "no record"
-        return f"not run: {reason}"
+        if reasons is None:
+            return f"not run: {reason}"
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"not run ({reasons.index(reason) + 1})"
     low, high = (100 * end for end in cell["interval"])
     return f"{100 * cell['accuracy']:.1f} ({low:.1f}-{high:.1f})"
 
@@ -81,14 +88,39 @@ def compact(record: Record) -> list[str]:
     }
     heads = [f"{name} (n = {counts[name]:,})" if counts[name] else name for name in names]
     lines = ["| | | " + " | ".join(heads) + " |", "|---" * (len(names) + 2) + "|"]
+    reasons: list[str] = []
     for row in record["rows"]:
         cells = [find(record, row["name"], name, "oblivious") for name in names]
         paper = ["" if c is None or c.get("paper") is None else str(c["paper"]) for c in cells]
-        lines.append(f"| **{row['name']}** | paper | " + " | ".join(paper) + " |")
+        name = row["name"].replace("*", r"\*")
+        lines.append(f"| **{name}** | paper | " + " | ".join(paper) + " |")
         for attacker in record["attackers"]:
-            found = [percent(find(record, row["name"], name, attacker)) for name in names]
+            ours = [find(record, row["name"], name, attacker) for name in names]
+            found = [percent(cell, reasons) for cell in ours]
             lines.append(f"| | ours, {attacker} | " + " | ".join(found) + " |")
-    return lines
+    told = [f"({i}) {reason}." for i, reason in enumerate(reasons, 1)]
+    return [*lines, "", "Not run: " + " ".join(told)] if told else lines
+
+
+def costs(record: Record) -> list[str]:
+    """Table 5 with a column of the paper's and one of ours for each way of training."""
+    rows = record["costs"]
+    heads = [f"{row['row']}, {whose}" for row in rows for whose in ("paper", "ours")]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for i, part in enumerate(rows[0]["values"]):
+        cells = []
+        for row in rows:
+            value = row["values"][i]["value"]
+            cells.append(f"{row['paper'].get(part['name']) or ''}")
+            cells.append("not run: nothing was timed" if value is None else f"{value:,.1f}")
+        lines.append(f"| {part['name']} | " + " | ".join(cells) + " |")
+    network, facts = record["network"], record["facts"]
+    return [
+        *lines,
+        "",
+        f"`{network['arch']}`, batches of {network['batch_size']}; {facts['device']}, "
+        f"{facts['threads']} threads. {facts['note'].capitalize()}.",
+    ]
 
 
 def section(name: str) -> list[str]:
@@ -100,6 +132,8 @@ def section(name: str) -> list[str]:
         return [*lines, f"not run: no record yet (`unperturb reproduce tpap/{name}`).", ""]
     if record.get("cells") and record["kind"] == "table":
         lines += [*compact(record), ""]
+    if record.get("costs"):
+        lines += [*costs(record), ""]
     for picture in sorted(PAGES.glob(f"{name}*.png")):
         lines += [f"![{recipe.title}](tpap/{picture.name})", ""]
     return [
