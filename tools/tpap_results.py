@@ -237,10 +237,11 @@ def rivals() -> list[str]:
     lines = [
         "## Networks that are trained to be robust",
         "",
-        "Ours, in bfloat16 with 7 PGD steps, every choice made on held-out training images. Table "
-        "1 is where they are attacked as TPAP is, on test images.",
+        "Ours, in bfloat16 with 7 PGD steps, every choice made on held-out training images; a "
+        "line is a run's last stage, at the epoch that was kept. Table 1 is where they are "
+        "attacked as TPAP is, on test images.",
         "",
-        "| network | epochs | hours | clean, held-out | PGD-20, held-out |",
+        "| run | epochs | hours | clean, held-out | PGD-20, held-out |",
         "|---|---|---|---|---|",
     ]
     for _, label, run in trained(("pgd", "trades", "mart")):
