@@ -32,9 +32,9 @@ _ABOUT = {
     "overfitting": "The kind of network that TPAP is proposed for. It is **not robust**: under PGD "
     "it answers almost nothing correctly, and an attacker who knows TPAP brings the defended "
     "network there too. See `docs/results/tpap.md` and `docs/results/first-audit.md`.",
-    "outside": "Trained on FGSM examples and **not** in the state that TPAP needs, as section 4.3 of "
-    "the paper says of its mixture of sizes: kept for that negative result. It is not robust. See "
-    "`docs/results/tpap.md`.",
+    "outside": "Trained on FGSM examples and **not** in the state that TPAP needs, as section 4.3 "
+    "of the paper says of its mixture of sizes: kept for that negative result. It is not robust. "
+    "See `docs/results/tpap.md`.",
     "robust": "A small adversarially trained network: the yardstick of what training alone gives "
     "at this size. See `docs/results/attacks.md` and `docs/results/tpap.md`.",
 }

@@ -94,6 +94,8 @@ class BaseAttack(ABC):
             image that meets the goal).
         norms: Norms of the threat models it can be run under.
         goals: Goals it can pursue; None for every one.
+        seeded: Whether it draws random numbers of its own: without them equal targets give equal
+            images, whoever attacks.
     """
 
     access: ClassVar[str] = "gradients"
@@ -101,6 +103,7 @@ class BaseAttack(ABC):
     rules: ClassVar[tuple[str, ...]] = ("fixed", "first-success")
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     goals: ClassVar[tuple[str, ...] | None] = None
+    seeded: ClassVar[bool] = True
 
     name: str
     draws: int = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,6 +81,8 @@ class CarliniWagner(MinimalNorm):
         >>> CarliniWagner(name="own", steps=25, search=4, constant=10, lr=0.01).gradients
         100
     """
+
+    seeded: ClassVar[bool] = False
 
     steps: int = 100
     search: int = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ class DeepFool(MinimalNorm):
         >>> DeepFool(name="deepfool-50").gradients
         450
     """
+
+    seeded: ClassVar[bool] = False
 
     steps: int = 50
     classes: int = 10
