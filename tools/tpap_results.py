@@ -80,7 +80,10 @@ def find(record: Record | None, row: str, column: str, attacker: str) -> Record 
 
 
 def compact(record: Record) -> list[str]:
-    """One table: for each row the paper's figures, ours oblivious, ours adaptive, in percent."""
+    """One table: for each row the paper's figures, ours oblivious, ours adaptive, in percent.
+
+    Below a defended row stands what the adaptive attacker leaves of the bare network.
+    """
     names = [column["name"] for column in record["columns"]]
     counts = {
         name: next((c["n"] for c in record["cells"] if c["column"] == name and c.get("n")), None)
@@ -98,6 +101,11 @@ def compact(record: Record) -> list[str]:
             ours = [find(record, row["name"], name, attacker) for name in names]
             found = [percent(cell, reasons) for cell in ours]
             lines.append(f"| | ours, {attacker} | " + " | ".join(found) + " |")
+        last = [find(record, row["name"], name, record["attackers"][-1]) or {} for name in names]
+        bare = ["" if not cell.get("undefended") else percent(cell["undefended"]) for cell in last]
+        if any(bare):
+            words = f"bare network, {record['attackers'][-1]}"
+            lines.append(f"| | {words} | " + " | ".join(bare) + " |")
     told = [f"({i}) {reason}." for i, reason in enumerate(reasons, 1)]
     return [*lines, "", "Not run: " + " ".join(told)] if told else lines
 
