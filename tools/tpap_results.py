@@ -15,17 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
+from results import Record, compact, find, page_of, percent, shrink
 from unperturb.files import write_text
-from unperturb.recipes import load_recipe, render
+from unperturb.recipes import load_recipe
 from unperturb.recipes.curves import plot
 from unperturb.training.objectives import OVERFITTING
 
@@ -45,69 +42,11 @@ LINES = {
     "TPAP PGD-20": "heldout_tpap_pgd",
 }
 
-Record = dict[str, Any]
-
 
 def read(name: str) -> Record | None:
     """A committed record, or None."""
     path = RECORDS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def percent(cell: Record | None, reasons: list[str] | None = None) -> str:
-    """Accuracy and Wilson interval of a cell, or why there is none.
-
-    Where a table collects ``reasons`` below itself, the cell refers to the one that it has.
-    """
-    if cell is None or cell.get("accuracy") is None:
-        reason = (cell or {}).get("reason") or "no record"
-        if reasons is None:
-            return f"not run: {reason}"
-        if reason not in reasons:
-            reasons.append(reason)
-        return f"not run ({reasons.index(reason) + 1})"
-    low, high = (100 * end for end in cell["interval"])
-    return f"{100 * cell['accuracy']:.1f} ({low:.1f}-{high:.1f})"
-
-
-def find(record: Record | None, row: str, column: str, attacker: str) -> Record | None:
-    """The cell of a row and a column; the clean one has no attacker."""
-    for cell in (record or {}).get("cells", ()):
-        same = cell["row"] == row and cell["column"] == column
-        if same and cell["attacker"] in (attacker, "none"):
-            return cell
-    return None
-
-
-def compact(record: Record) -> list[str]:
-    """One table: for each row the paper's figures, ours oblivious, ours adaptive, in percent.
-
-    Below a defended row stands what the adaptive attacker leaves of the bare network.
-    """
-    names = [column["name"] for column in record["columns"]]
-    counts = {
-        name: next((c["n"] for c in record["cells"] if c["column"] == name and c.get("n")), None)
-        for name in names
-    }
-    heads = [f"{name} (n = {counts[name]:,})" if counts[name] else name for name in names]
-    lines = ["| | | " + " | ".join(heads) + " |", "|---" * (len(names) + 2) + "|"]
-    reasons: list[str] = []
-    for row in record["rows"]:
-        cells = [find(record, row["name"], name, "oblivious") for name in names]
-        paper = ["" if c is None or c.get("paper") is None else str(c["paper"]) for c in cells]
-        name = row["name"].replace("*", r"\*")
-        lines.append(f"| **{name}** | paper | " + " | ".join(paper) + " |")
-        for attacker in record["attackers"]:
-            ours = [find(record, row["name"], name, attacker) for name in names]
-            found = [percent(cell, reasons) for cell in ours]
-            lines.append(f"| | ours, {attacker} | " + " | ".join(found) + " |")
-        last = [find(record, row["name"], name, record["attackers"][-1]) or {} for name in names]
-        bare = ["" if not cell.get("undefended") else percent(cell["undefended"]) for cell in last]
-        if any(bare):
-            words = f"bare network, {record['attackers'][-1]}"
-            lines.append(f"| | {words} | " + " | ".join(bare) + " |")
-    told = [f"({i}) {reason}." for i, reason in enumerate(reasons, 1)]
-    return [*lines, "", "Not run: " + " ".join(told)] if told else lines
 
 
 def costs(record: Record) -> list[str]:
@@ -220,12 +159,6 @@ def draw_runs() -> None:
             shrink(Path(folder) / "figure.png", PAGES / CURVES)
 
 
-def shrink(picture: Path, out: Path) -> None:
-    """Save a picture with fewer colors."""
-    with Image.open(picture) as image:
-        image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT).save(out, optimize=True)
-
-
 # Quoted as their authors state them; none was measured by us.
 PUBLISHED = {
     "EhanW/AdversarialTraining": """
@@ -323,6 +256,16 @@ def conclusion() -> list[str]:
         "repaired images: it starts from the true label, and away from that label is where the "
         "defense finds it again (label leaking). Clean accuracy is what a user gets.",
     ]
+    negative = read("negative-claims")
+    if negative is not None:
+        row = negative["rows"][0]["name"]
+        cells = [find(negative, row, *what) for what in (("Clean", "none"), ("PGD-20", "adaptive"))]
+        plain, attacked = ((percent(c and c["undefended"]), percent(c)) for c in cells)
+        lines.append(
+            "Around an ordinary robust network (PGD-AT) the same step only harms: of "
+            f"{plain[0]} % clean it leaves {plain[1]} %, and of the {attacked[0]} % that withstand "
+            f"PGD-20 {attacked[1]} % against an attacker who knows the step."
+        )
     rivals = read("table-1")
     if rivals is not None:
         told = [
@@ -351,11 +294,6 @@ def collect(runs: Path) -> None:
         shutil.copy(path, RECORDS / f"{name}.json")
         for picture in path.parent.glob("*.png"):
             shrink(picture, PAGES / f"{name}-{picture.name}")
-
-
-def page_of(name: str, record: Record) -> str:
-    """The page of a recipe, its pictures by the names that they have here."""
-    return re.sub(r"\]\(([\w.-]+\.png)\)", rf"]({name}-\1)", render(record))
 
 
 def main() -> None:

@@ -1,0 +1,80 @@
+"""What the pages of results share: cells of records in percent, tables of them, small pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from unperturb.recipes import render
+
+Record = dict[str, Any]
+
+
+def percent(cell: Record | None, reasons: list[str] | None = None) -> str:
+    """Accuracy and Wilson interval of a cell, or why there is none.
+
+    Where a table collects ``reasons`` below itself, the cell refers to the one that it has.
+    """
+    if cell is None or cell.get("accuracy") is None:
+        reason = (cell or {}).get("reason") or "no record"
+        if reasons is None:
+            return f"not run: {reason}"
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"not run ({reasons.index(reason) + 1})"
+    low, high = (100 * end for end in cell["interval"])
+    return f"{100 * cell['accuracy']:.1f} ({low:.1f}-{high:.1f})"
+
+
+def find(record: Record | None, row: str, column: str, attacker: str) -> Record | None:
+    """The cell of a row and a column; the clean one has no attacker."""
+    for cell in (record or {}).get("cells", ()):
+        same = cell["row"] == row and cell["column"] == column
+        if same and cell["attacker"] in (attacker, "none"):
+            return cell
+    return None
+
+
+def compact(record: Record) -> list[str]:
+    """One table: for each row the paper's figures, ours oblivious, ours adaptive, in percent.
+
+    Below a defended row stands what the adaptive attacker leaves of the bare network.
+    """
+    names = [column["name"] for column in record["columns"]]
+    counts = {
+        name: next((c["n"] for c in record["cells"] if c["column"] == name and c.get("n")), None)
+        for name in names
+    }
+    heads = [f"{name} (n = {counts[name]:,})" if counts[name] else name for name in names]
+    lines = ["| | | " + " | ".join(heads) + " |", "|---" * (len(names) + 2) + "|"]
+    reasons: list[str] = []
+    for row in record["rows"]:
+        cells = [find(record, row["name"], name, "oblivious") for name in names]
+        paper = ["" if c is None or c.get("paper") is None else str(c["paper"]) for c in cells]
+        name = row["name"].replace("*", r"\*")
+        lines.append(f"| **{name}** | paper | " + " | ".join(paper) + " |")
+        for attacker in record["attackers"]:
+            ours = [find(record, row["name"], name, attacker) for name in names]
+            found = [percent(cell, reasons) for cell in ours]
+            lines.append(f"| | ours, {attacker} | " + " | ".join(found) + " |")
+        last = [find(record, row["name"], name, record["attackers"][-1]) or {} for name in names]
+        bare = ["" if not cell.get("undefended") else percent(cell["undefended"]) for cell in last]
+        if any(bare):
+            words = f"bare network, {record['attackers'][-1]}"
+            lines.append(f"| | {words} | " + " | ".join(bare) + " |")
+    told = [f"({i}) {reason}." for i, reason in enumerate(reasons, 1)]
+    return [*lines, "", "Not run: " + " ".join(told)] if told else lines
+
+
+def shrink(picture: Path, out: Path) -> None:
+    """Save a picture with fewer colors."""
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT).save(out, optimize=True)
+
+
+def page_of(name: str, record: Record) -> str:
+    """The page of a recipe, its pictures by the names that they have here."""
+    return re.sub(r"\]\(([\w.-]+\.png)\)", rf"]({name}-\1)", render(record))
