@@ -248,7 +248,7 @@ def conclusion() -> list[str]:
     knowing = find(table, row, "PGD-20", "adaptive")
     clean = find(table, row, "Clean", "none")
     lines = [
-        f"**TPAP repairs attacks that were not made for it, and stops none that was.** Around a "
+        f"**TPAP repairs attacks that were not made for it, and next to none that was.** Around a "
         f"network in robust overfitting it answers {percent(clean)} % of clean images correctly "
         f"and {percent(ignoring)} % under PGD-20 by an attacker who ignores it (the paper: 86.25 "
         f"and 79.06). An attacker who knows it leaves {percent(knowing)} %.",

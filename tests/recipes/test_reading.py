@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from unperturb.classifiers import new_classifier
 from unperturb.errors import ConfigError, SpecError, UnperturbError
+from unperturb.flops import count_flops
 from unperturb.recipes import SCALES, list_recipes, load_recipe, recipe_names
 from unperturb.recipes.models import make_config
 from unperturb.recipes.reading import Section, number, overlay, read_yaml
@@ -156,3 +160,12 @@ def test_settings_of_training_are_those_written() -> None:
     assert config.mixture == (0.0, 8 / 255, 16 / 255)
     assert (config.milestones, config.seed) == ((0.5,), 3)
     assert make_config({"seed": 5}, where="here", seed=3).seed == 5
+
+
+def test_the_wider_rival_costs_what_its_row_says() -> None:
+    note = load_recipe("tpap/table-1").rows["PGD-AT, wider"].note
+    image, counts = torch.zeros(1, 3, 32, 32), {}
+    for arch in ("cifar-wrn-16-2", "cifar-resnet20"):
+        counts[arch] = count_flops(partial(new_classifier(arch), image))
+    ratio = counts["cifar-wrn-16-2"] / counts["cifar-resnet20"]
+    assert f"operations of {ratio:.1f} forward passes" in note

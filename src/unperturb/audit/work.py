@@ -140,7 +140,8 @@ class Bench:
             threat = make_threat(self.plan.norm, unit.eps)
         before = time.perf_counter()
         same = self._same(unit, surface)
-        found = self._known.get(same) if same is not None else None
+        # Only one other unit can ask for it, so its memory is free again then.
+        found = self._known.pop(same, None) if same is not None else None
         if found is None:
             found = self.attacks[unit.attack].run(
                 surface, block.images, labels, threat=threat, keys=block.keys.within(domain),
