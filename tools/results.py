@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +81,24 @@ def shrink(picture: Path, out: Path) -> None:
 def page_of(name: str, record: Record) -> str:
     """The page of a recipe, its pictures by the names that they have here."""
     return re.sub(r"\]\(([\w.-]+\.png)\)", rf"]({name}-\1)", render(record))
+
+
+def collect(runs: Path, paper: str, names: Sequence[str], records: Path, pages: Path) -> None:
+    """Take over records and pictures of runs that are finished; one that is not is passed by.
+
+    A record that is not complete says why (``left_out``) once its run has ended.
+    """
+    for name in names:
+        path = runs / name / "record.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if (record["recipe"], record["scale"]) != (f"{paper}/{name}", "cpu"):
+            raise SystemExit(f"{path} is a record of {record['recipe']}, scale {record['scale']}")
+        if not record["complete"] and not record["left_out"]:
+            print(f"{name}: still being made, not taken over")
+            continue
+        records.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, records / f"{name}.json")
+        for picture in path.parent.glob("*.png"):
+            shrink(picture, pages / f"{name}-{picture.name}")

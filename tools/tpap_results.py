@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from results import Record, compact, find, page_of, percent, shrink
+from results import Record, collect, compact, find, page_of, percent, shrink
 from unperturb.files import write_text
 from unperturb.recipes import load_recipe
 from unperturb.recipes.curves import plot
@@ -282,20 +281,6 @@ def conclusion() -> list[str]:
     return [*lines, ""]
 
 
-def collect(runs: Path) -> None:
-    """Take over records and pictures of finished runs."""
-    for name in (*TABLES, *OTHERS):
-        path = runs / name / "record.json"
-        if not path.exists():
-            continue
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if (record["recipe"], record["scale"]) != (f"tpap/{name}", "cpu"):
-            raise SystemExit(f"{path} is a record of {record['recipe']}, scale {record['scale']}")
-        shutil.copy(path, RECORDS / f"{name}.json")
-        for picture in path.parent.glob("*.png"):
-            shrink(picture, PAGES / f"{name}-{picture.name}")
-
-
 def main() -> None:
     """Write every page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -303,7 +288,7 @@ def main() -> None:
     options = parser.parse_args()
     PAGES.mkdir(parents=True, exist_ok=True)
     if options.collect is not None:
-        collect(options.collect)
+        collect(options.collect, "tpap", (*TABLES, *OTHERS), RECORDS, PAGES)
     draw_runs()
     for name in (*TABLES, *OTHERS):
         record = read(name)
