@@ -144,7 +144,10 @@ def plot(axes: Sequence[tuple[str, str, Sequence[Line]]], folder: Path) -> list[
 
 
 def _axis(place: Any, values: Sequence[float]) -> None:
-    """Ticks where the points are, if they are few; a logarithmic axis where they spread far."""
+    """Ticks where the points are, if they are few, and at whole numbers if those are whole.
+
+    The axis is logarithmic where they spread far.
+    """
     if not values:
         return
     if values[0] > 0 and values[-1] / values[0] >= 8 and len(values) <= 8:
@@ -152,3 +155,5 @@ def _axis(place: Any, values: Sequence[float]) -> None:
     if len(values) <= 10:
         place.set_xticks(values, [f"{value:g}" for value in values])
         place.set_xticks([], minor=True)
+    elif all(float(value).is_integer() for value in values):
+        place.locator_params(axis="x", integer=True)
