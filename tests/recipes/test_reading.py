@@ -85,6 +85,12 @@ WRONG: dict[str, Change] = {
     "too few images": ("n: 12", "n: 0", "n is 0"),
     "kind": ("kind: table", "kind: tabel", "did you mean 'table'"),
     "attack": ("{attack: fgsm}", "{attack: fgms}", "did you mean 'fgsm'"),
+    "attacker left out": ("{attack: fgsm}", "{attack: fgsm, not_run: {adaptiv: no}}", "adaptive"),
+    "no attacker left": (
+        "{attack: fgsm}", "{attack: fgsm, not_run: {adaptive: a, oblivious: b}}", "no attacker"
+    ),
+    "attacker without a reason": ("{attack: fgsm}", "{attack: fgsm, not_run: [adaptive]}",
+                                  "not_run is"),
     "model": ("bare: {model: net", "bare: {model: nett", "did you mean 'net'"),
     "defense": ("defense: tpap,", "defense: tapp,", "did you mean 'tpap'"),
     "preset": ("{preset: tpap", "{preset: tpaq", "Unknown preset 'tpaq'"),

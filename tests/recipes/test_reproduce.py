@@ -245,6 +245,28 @@ def test_a_spent_budget_says_what_was_left_out(tiny: Path, tmp_path: Path) -> No
     assert not models.exists()
 
 
+def test_an_attacker_that_a_column_leaves_out_says_why(
+    tiny: Path, tiny_models: Path, tmp_path: Path
+) -> None:
+    shared = {"models_dir": tiny_models, "audits_dir": tmp_path / "audits"}
+    whole = reproduce(tiny, scale="smoke", out=tmp_path / "whole", **shared)
+    text = tiny.read_text(encoding="utf-8")
+    fewer = text.replace("{attack: ddn-4,", "{attack: ddn-4, not_run: {adaptive: it takes days},")
+    tiny.write_text(fewer, encoding="utf-8")
+    record = reproduce(tiny, scale="smoke", out=tmp_path / "fewer", **shared)
+    changed = {"audit", "right_although_wrong_when_clean"}
+    for one, two in zip(whole["cells"], record["cells"], strict=True):
+        if (one["column"], one["attacker"]) == ("DDN", "adaptive"):
+            assert (two["status"], two["reason"]) == ("not run", "it takes days")
+            continue
+        assert two["status"] == "done"
+        assert {k: v for k, v in one.items() if k not in changed and "seconds" not in k} == {
+            k: v for k, v in two.items() if k not in changed and "seconds" not in k
+        }
+    assert record["left_out"] == ["it takes days: bare, DDN; purified, DDN"]
+    assert "not run: it takes days" in (tmp_path / "fewer" / "table.md").read_text("utf-8")
+
+
 def test_training_stops_between_epochs_and_ends_with_the_same_weights(
     tiny: Path, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from unperturb.data import ImageSet
 from unperturb.recipes.models import TIME_BUDGET
 from unperturb.recipes.schema import Column, Recipe, Row
 
-__all__ = ["CLEAN", "Cells", "attacked_cell", "audit_facts", "clean_cell", "not_run"]
+__all__ = ["CLEAN", "Cells", "attacked_cell", "audit_facts", "clean_cell", "not_run", "skipped"]
 
 CLEAN = "none"
 
@@ -43,6 +43,15 @@ def not_run(
         for attacker in attackers:
             found.append({**_head(row, column, attacker), "status": "not run", "reason": reason})
     return found
+
+
+def skipped(recipe: Recipe, row: Row, column: Column) -> list[dict[str, Any]]:
+    """Cells of the attackers that a column does not have, each with the column's reason."""
+    return [
+        {**_head(row, column, attacker), "status": "not run", "reason": reason}
+        for attacker, reason in column.skips
+        if attacker in recipe.attackers
+    ]
 
 
 def _head(row: Row, column: Column, attacker: str) -> dict[str, Any]:

@@ -236,7 +236,19 @@ def _column(name: str, part: Section, n: int) -> Column:
         n=part.whole("n", n),
         threat=_maybe_threat(part),
         note=part.text("note", ""),
+        skips=_skips(part.section("not_run", {})),
     )
+    part.end()
+    if not found.attackers(ATTACKERS):
+        raise ConfigError(
+            f"{part.where} runs no attacker", expected="at least one that is not in not_run"
+        )
+    return found
+
+
+def _skips(part: Section) -> tuple[tuple[str, str], ...]:
+    found = tuple((name, part.text(name)) for name in ATTACKERS if name in part)
+    part.known(ATTACKERS)
     part.end()
     return found
 

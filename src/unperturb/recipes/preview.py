@@ -164,7 +164,7 @@ def _row(shop: Workshop, row: Row, speeds: dict[str, float]) -> tuple[float, str
             attack = make_attack(str(column.attack))
             blind = getattr(attack, "access", "gradients") != "gradients"
             each = float(attack.gradients) * (_FORWARD_PASSES if blind else 1)
-            for attacker in recipe.attackers:
+            for attacker in group.attackers:
                 passes += count * each * _times(blank, attacker)
     return passes * _speed(shop, row.model, speeds), ", ".join(words)
 

@@ -206,6 +206,10 @@ class Section:
         left, self._left = self._left, {}
         return left
 
+    def known(self, names: Iterable[str]) -> None:
+        """Names that a message may offer though they were not asked for."""
+        self._known.extend(names)
+
     def end(self) -> None:
         """Refuse what is left.
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +129,8 @@ class Column:
         n: Test images, the first ones of the split.
         threat: Threat model where it is not the recipe's, as for minimal-norm attacks.
         note: What is to be said of it.
+        skips: Attackers that are not run in it, each with the reason, as where one would take
+            days.
     """
 
     name: str
@@ -136,6 +138,12 @@ class Column:
     n: int
     threat: Threat | None = None
     note: str = ""
+    skips: tuple[tuple[str, str], ...] = ()
+
+    def attackers(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Those of the recipe's attackers that are run."""
+        skipped = dict(self.skips)
+        return tuple(name for name in known if name not in skipped)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,14 @@ from unperturb.data import ImageSet
 from unperturb.defense import Defense
 from unperturb.errors import ConfigError, InputError, UnperturbError
 from unperturb.presets import make_preset
-from unperturb.recipes.cells import Cells, attacked_cell, audit_facts, clean_cell, not_run
+from unperturb.recipes.cells import (
+    Cells,
+    attacked_cell,
+    audit_facts,
+    clean_cell,
+    not_run,
+    skipped,
+)
 from unperturb.recipes.models import TIME_BUDGET, Models
 from unperturb.recipes.schema import Column, Recipe, Row
 from unperturb.recipes.sources import NotRunError, Sources
@@ -34,11 +41,13 @@ class Group:
         threat: The threat model.
         n: Test images.
         columns: Those with an attack.
+        attackers: Who runs them.
     """
 
     threat: Threat
     n: int
     columns: tuple[Column, ...]
+    attackers: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +95,14 @@ class Workshop:
 def groups(recipe: Recipe, row: Row) -> list[Group]:
     """The audits of a row, the threat model's own and the most images first."""
     usual = row.threat or recipe.threat
-    found: dict[tuple[str, float, int], list[Column]] = {}
+    found: dict[tuple[str, float, int, tuple[str, ...]], list[Column]] = {}
     for column in recipe.columns.values():
         if column.attack is not None:
-            threat = column.threat or usual
-            found.setdefault((threat.norm, threat.eps, column.n), []).append(column)
+            threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
+            found.setdefault((threat.norm, threat.eps, column.n, attackers), []).append(column)
     made = [
-        Group(columns[0].threat or usual, n, tuple(columns)) for (_, _, n), columns in found.items()
+        Group(columns[0].threat or usual, n, tuple(columns), attackers)
+        for (_, _, n, attackers), columns in found.items()
     ]
     return sorted(made, key=lambda g: (g.threat != usual, -g.n))
 
@@ -149,7 +159,7 @@ def _row(
             continue
         try:
             images = shop.sources.test(name, group.n)
-            result, key = _audited(shop, row, subject, images, group.threat, able)
+            result, key = _audited(shop, row, subject, images, group, able)
         except NotRunError as reason:
             found.cells += not_run(recipe, row, able, str(reason))
             continue
@@ -161,8 +171,9 @@ def _row(
             clean = [c for c, cell in zip(clean, cells, strict=True) if cell["status"] != "done"]
         for column in able:
             found.cells += [
-                attacked_cell(row, column, attacker, result, key) for attacker in recipe.attackers
+                attacked_cell(row, column, attacker, result, key) for attacker in group.attackers
             ]
+            found.cells += skipped(recipe, row, column)
         each(found)
     if clean:
         found.cells += not_run(recipe, row, clean, _reason(shop))
@@ -194,18 +205,18 @@ def _audited(
     row: Row,
     subject: Defense | Classifier,
     images: ImageSet,
-    threat: Threat,
+    group: Group,
     columns: list[Column],
 ) -> tuple[AuditResult, str]:
     """One audit, read where it is finished and gone on with where it is not."""
-    recipe = shop.recipe
+    recipe, threat = shop.recipe, group.threat
     attacks = [str(column.attack) for column in columns]
     facts = {
         "subject": subject.fingerprint(),
         "images": images.fingerprint(),
         "threat": threat.to_dict(),
         "attacks": attacks,
-        "attackers": list(recipe.attackers),
+        "attackers": list(group.attackers),
         "seed": shop.seed,
         "batch_size": recipe.batch_size,
     }
@@ -227,7 +238,7 @@ def _audited(
         _check_classes(subject, images)
         result = audit(
             subject, images.images(), images.labels, ids=images.ids, threat=threat,
-            attacks=attacks, attackers=recipe.attackers, seed=shop.seed,
+            attacks=attacks, attackers=group.attackers, seed=shop.seed,
             batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
             workers=shop.workers, time_budget=budget, device=shop.device, name=row.defense,
             data={"source": images.source, "split": images.split,
