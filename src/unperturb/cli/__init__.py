@@ -9,6 +9,7 @@ import click
 
 from unperturb.cli.attack import attack
 from unperturb.cli.audit import audit, merge, report
+from unperturb.cli.bank import bank
 from unperturb.cli.compare import compare
 from unperturb.cli.cost import cost
 from unperturb.cli.demo import demo
@@ -50,6 +51,7 @@ for command in (
     attack,
     explain,
     train,
+    bank,
     cost,
     reproduce,
     convert,
