@@ -23,9 +23,19 @@ if TYPE_CHECKING:
     from unperturb.decisions import LogitsAfter
     from unperturb.defense import Defense, Prediction
     from unperturb.detectors import ThresholdDetector
-    from unperturb.presets import tpap
-    from unperturb.purifiers import CWStep, FGSMStep, Identity, PGDStep
+    from unperturb.generative import load_denoiser, load_vae
+    from unperturb.logit_update import LogitUpdate
+    from unperturb.presets import alu, tpap
+    from unperturb.purifiers import (
+        CWStep,
+        FGSMStep,
+        Identity,
+        LatentOptimization,
+        PGDStep,
+        UNetDenoiser,
+    )
     from unperturb.threat import L2, Linf
+    from unperturb.thresholds import fit_threshold
 
     __version__: str
 
@@ -35,16 +45,23 @@ __all__ = [
     "Defense",
     "FGSMStep",
     "Identity",
+    "LatentOptimization",
     "Linf",
+    "LogitUpdate",
     "LogitsAfter",
     "PGDStep",
     "Prediction",
     "ThresholdDetector",
+    "UNetDenoiser",
     "__version__",
+    "alu",
     "as_classifier",
     "audit",
+    "fit_threshold",
     "load_classifier",
+    "load_denoiser",
     "load_images",
+    "load_vae",
     "make_attack",
     "tpap",
 ]
@@ -55,14 +72,21 @@ _HOMES = {
     "FGSMStep": "unperturb.purifiers",
     "Identity": "unperturb.purifiers",
     "L2": "unperturb.threat",
+    "LatentOptimization": "unperturb.purifiers",
     "Linf": "unperturb.threat",
+    "LogitUpdate": "unperturb.logit_update",
     "LogitsAfter": "unperturb.decisions",
     "PGDStep": "unperturb.purifiers",
     "Prediction": "unperturb.defense",
     "ThresholdDetector": "unperturb.detectors",
+    "UNetDenoiser": "unperturb.purifiers",
+    "alu": "unperturb.presets",
     "as_classifier": "unperturb.classifiers",
+    "fit_threshold": "unperturb.thresholds",
     "load_classifier": "unperturb.classifiers",
+    "load_denoiser": "unperturb.generative",
     "load_images": "unperturb.data",
+    "load_vae": "unperturb.generative",
     "make_attack": "unperturb.attacks.registry",
     "tpap": "unperturb.presets",
 }
