@@ -14,6 +14,9 @@ from unperturb.cli.compare import compare
 from unperturb.cli.cost import cost
 from unperturb.cli.demo import demo
 from unperturb.cli.explain import explain
+from unperturb.cli.fit_alu import alu
+from unperturb.cli.fit_denoiser import denoiser
+from unperturb.cli.fit_vae import vae
 from unperturb.cli.listing import listing
 from unperturb.cli.predict import predict
 from unperturb.cli.reproduce import reproduce
@@ -41,6 +44,19 @@ def unperturb() -> None:
     """
 
 
+@click.group(short_help="Fit a part of a defense: a VAE, a threshold, a denoiser.")
+def fit() -> None:
+    """Fit a part of a defense on clean training images.
+
+    \b
+    Example:
+      unperturb fit vae --data cifar10/ --epochs 10 --out runs/vae
+    """
+
+
+for part in (vae, alu, denoiser):
+    fit.add_command(part)
+
 for command in (
     demo,
     audit,
@@ -51,6 +67,7 @@ for command in (
     attack,
     explain,
     train,
+    fit,
     bank,
     cost,
     reproduce,

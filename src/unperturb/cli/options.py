@@ -338,6 +338,7 @@ def load_subject(
         SpecError: Neither says what the classifier is.
     """
     from unperturb.classifiers import load_classifier
+    from unperturb.cli.pairs import option_pairs
     from unperturb.presets import make_preset, preset_names
     from unperturb.saving import is_defense_folder, load_defense
 
@@ -378,28 +379,4 @@ def load_subject(
             expected="--classifier",
             fix="--classifier cifar-resnet20@weights.safetensors, say",
         )
-    return make_preset(name, net, **_preset_options(query)).to(device), name
-
-
-def _preset_options(query: str) -> dict[str, object]:
-    pairs = (pair.partition("=") for pair in filter(None, query.split("&")))
-    return {key: _option_value(key, text) for key, _, text in pairs}
-
-
-def _option_value(key: str, text: str) -> bool | int | float | str:
-    from unperturb.threat import parse_eps
-
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text.isascii() and text.isdecimal():
-        return int(text)
-    if text.isidentifier():
-        return text  # a name, such as that of TPAP's step: the preset says which there are
-    try:
-        return parse_eps(text)
-    except ConfigError:
-        raise ConfigError(
-            f"The option {key} of --defense is {text!r}",
-            expected="a number or fraction above 0, true or false, or a name, such as "
-            "radius=6/255 or step=pgd",
-        ) from None
+    return make_preset(name, net, **option_pairs(query, "--defense")).to(device), name
