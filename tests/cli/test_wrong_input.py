@@ -53,7 +53,7 @@ def fails(nets: Any, run: Run, tmp_path: Path) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--defense", "tpapp", ("Unknown defense 'tpapp'", "one of tpap", "did you mean 'tpap'?")),
+        ("--defense", "tpapp", ("Unknown defense 'tpapp'", "one of ", "did you mean 'tpap'?")),
         ("--attacks", "pdg-20", ("Unknown attack 'pdg'", "fgsm, ", "did you mean 'pgd'")),
         ("--attacks", "quik", ("Unknown attack 'quik'", "did you mean 'quick'?")),
         ("--attacks", "pgd-20?restart=2", ("'restart'", "did you mean 'restarts'")),

@@ -12,10 +12,10 @@ from unperturb.cli.options import (
     check_output,
     data_options,
     echo_json,
+    option_pairs,
     run_options,
     setup,
 )
-from unperturb.cli.pairs import option_pairs
 from unperturb.cli.train import training_data
 from unperturb.errors import OutputError, SpecError
 
@@ -166,7 +166,7 @@ def _purifier(classifier: Classifier, options: dict[str, Any]) -> Purifier:
             fix="write them as in --purifier 'NAME?OPTION=VALUE'",
         )
     name, _, query = options["purifier"].partition("?")
-    built = build_stage("purifiers", PURIFIERS, {"name": name, **option_pairs(query, "--purifier")})
+    built = build_stage("purifiers", PURIFIERS, {"name": name, **option_pairs(query)})
     assert isinstance(built, Purifier)
     return built
 
