@@ -58,9 +58,9 @@ def data_words(source: str, holdout: int) -> tuple[str, str]:
     title = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
     count = next((int(n) for part in rest for n in re.findall(r"(\d+) rows", part)), 0)
     order = "in a random order of the seed" if shuffled else "in the order of the files"
-    part = "" if name == "cifar10" else " at hand, a part of the whole"
+    part = "" if name == "cifar10" else "Part of the "
     words = (
-        f"{title.get(name, name)} training set{part}; the last {holdout:,} of its {count:,} images "
+        f"{part}{title.get(name, name)} training set; the last {holdout:,} of its {count:,} images "
         f"({order}) were never trained on."
     )
     return name + (" --shuffle" if shuffled else ""), words
