@@ -88,7 +88,7 @@ def test_third_parties(monkeypatch: pytest.MonkeyPatch, conv: Any) -> None:
     made = tpap(conv())
     entry = SimpleNamespace(name="theirs", value="theirs:preset", load=lambda: lambda net: made)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
-    assert preset_names() == ["theirs", "tpap"]
+    assert preset_names() == ["logit-correction", "theirs", "tpap"]
     assert make_preset("theirs", conv()) is made
     entry.name = "tpap"
     with pytest.raises(ConfigError, match="'theirs:preset' registers 'tpap' among the presets"):

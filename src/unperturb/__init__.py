@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from unperturb.attacks.registry import make_attack
     from unperturb.audit.api import audit
     from unperturb.classifiers import as_classifier, load_classifier
+    from unperturb.correction import Corrector, load_corrector
     from unperturb.data import load_images
-    from unperturb.decisions import LogitsAfter
+    from unperturb.decisions import LogitCorrection, LogitsAfter
     from unperturb.defense import Defense, Prediction
     from unperturb.detectors import ThresholdDetector
-    from unperturb.presets import tpap
+    from unperturb.presets import logit_correction, tpap
     from unperturb.purifiers import CWStep, FGSMStep, Identity, PGDStep
     from unperturb.threat import L2, Linf
 
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "L2",
     "CWStep",
+    "Corrector",
     "Defense",
     "FGSMStep",
     "Identity",
     "Linf",
+    "LogitCorrection",
     "LogitsAfter",
     "PGDStep",
     "Prediction",
@@ -44,25 +47,31 @@ __all__ = [
     "as_classifier",
     "audit",
     "load_classifier",
+    "load_corrector",
     "load_images",
+    "logit_correction",
     "make_attack",
     "tpap",
 ]
 
 _HOMES = {
     "CWStep": "unperturb.purifiers",
+    "Corrector": "unperturb.correction",
     "Defense": "unperturb.defense",
     "FGSMStep": "unperturb.purifiers",
     "Identity": "unperturb.purifiers",
     "L2": "unperturb.threat",
     "Linf": "unperturb.threat",
+    "LogitCorrection": "unperturb.decisions",
     "LogitsAfter": "unperturb.decisions",
     "PGDStep": "unperturb.purifiers",
     "Prediction": "unperturb.defense",
     "ThresholdDetector": "unperturb.detectors",
     "as_classifier": "unperturb.classifiers",
     "load_classifier": "unperturb.classifiers",
+    "load_corrector": "unperturb.correction",
     "load_images": "unperturb.data",
+    "logit_correction": "unperturb.presets",
     "make_attack": "unperturb.attacks.registry",
     "tpap": "unperturb.presets",
 }

@@ -21,8 +21,8 @@ from unperturb.cli import unperturb as program
 Run = Callable[..., Any]
 
 VERBS = (
-    "demo", "audit", "report", "merge", "compare", "predict", "attack", "explain", "train", "cost",
-    "reproduce", "convert", "list",
+    "demo", "audit", "report", "merge", "compare", "predict", "attack", "explain", "train", "bank",
+    "fit", "correct", "cost", "reproduce", "convert", "list",
 )  # fmt: skip
 
 

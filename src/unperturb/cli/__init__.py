@@ -11,9 +11,11 @@ from unperturb.cli.attack import attack
 from unperturb.cli.audit import audit, merge, report
 from unperturb.cli.bank import bank
 from unperturb.cli.compare import compare
+from unperturb.cli.correct import correct
 from unperturb.cli.cost import cost
 from unperturb.cli.demo import demo
 from unperturb.cli.explain import explain
+from unperturb.cli.fit import fit
 from unperturb.cli.listing import listing
 from unperturb.cli.predict import predict
 from unperturb.cli.reproduce import reproduce
@@ -52,6 +54,8 @@ for command in (
     explain,
     train,
     bank,
+    fit,
+    correct,
     cost,
     reproduce,
     convert,

@@ -95,7 +95,8 @@ def classifier_options() -> Wrap:
         ),
         click.option(
             "--defense",
-            help="A preset such as 'tpap' or 'tpap?radius=6/255', or a saved folder.  "
+            help="A preset such as 'tpap', 'tpap?radius=6/255' or "
+            "'logit-correction?corrector=runs/corrector', or a saved folder.  "
             "[default: none, the classifier itself]",
         ),
     )
@@ -398,8 +399,10 @@ def _option_value(key: str, text: str) -> bool | int | float | str:
     try:
         return parse_eps(text)
     except ConfigError:
+        if any(letter.isalpha() for letter in text) or text.startswith((".", "/")):
+            return text  # a path, such as that of a corrector: the preset looks whether it is there
         raise ConfigError(
             f"The option {key} of --defense is {text!r}",
-            expected="a number or fraction above 0, true or false, or a name, such as "
-            "radius=6/255 or step=pgd",
+            expected="a number or fraction above 0, true or false, a name or a path, such as "
+            "radius=6/255, step=pgd or corrector=runs/corrector",
         ) from None

@@ -1,0 +1,12 @@
+"""Decisions: logits before and after purification to scores."""
+
+from __future__ import annotations
+
+from unperturb.decisions.base import Decision
+from unperturb.decisions.logit_correction import LogitCorrection
+from unperturb.decisions.logits_after import LogitsAfter
+
+__all__ = ["DECISIONS", "Decision", "LogitCorrection", "LogitsAfter"]
+
+DECISIONS: dict[str, type[Decision]] = {kind.name: kind for kind in (LogitsAfter, LogitCorrection)}
+"""Decisions by name."""
