@@ -74,7 +74,7 @@ def bank(**options: Any) -> int:
     if eps is None and options["norm"].lower() == "linf":
         eps = "16/255"
     threat = threat_of(options["norm"], eps)
-    chosen = resolve_attacks(options["attacks"], draws=20)
+    chosen = resolve_attacks(options["attacks"])
     device = setup(options["device"], options["threads"])
     classifier = load_classifier(
         options["classifier"], trust_remote_code=options["trust_remote_code"], device=device
