@@ -20,6 +20,7 @@ TOPICS = {
     "records": (),
     "training_step": (),
     "training_precision": ("start", "data"),
+    "logit_correction": (),
 }
 
 
@@ -51,8 +52,9 @@ def page(folder: Path) -> str:
                     f"{_verdict(ratio)} |"
                 )
             for check in case.get("checks", []):
-                limit = f"at most {check['at_most']} s"
-                value = f"{check['seconds']:.3f} s"
+                unit = check.get("unit", "s")
+                limit = f"at most {check['at_most']} {unit}"
+                value = f"{check.get('value', check.get('seconds')):.3f} {unit}"
                 lines.append(f"| {check['what']} | {value} | {limit} | {_verdict(check)} |")
             if "skipped" in case:
                 lines.append(f"| not run: {case['skipped']} | | | |")

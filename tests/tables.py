@@ -113,7 +113,30 @@ DETECTOR_ROWS = (
     ),
 )
 
-DECISION_ROWS = (Row("logits-after"), Row("logit-update"))
+DECISION_ROWS = (
+    Row("logits-after"),
+    Row("logit-update"),
+    Row(
+        "logit-correction",
+        options={
+            "num_classes": 4,
+            "width": 16,
+            "depth": 3,
+            "dropout": 0.25,
+            "reads": "before",
+            "fitted_on": "f" * 64,
+            "any_classifier": True,
+        },
+        wrong=(
+            {"num_classes": 1},
+            {"width": 0},
+            {"depth": 0},
+            {"dropout": 1.0},
+            {"reads": "during"},
+            {"any_classifier": "no"},
+        ),
+    ),
+)
 
 ATTACK_ROWS = (
     AttackRow("fgsm", specs=("fgsm", "fgsm?loss=margin"), steps=1),

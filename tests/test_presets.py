@@ -12,11 +12,11 @@ import pytest
 from small_vae import digit_set, digits_vae, tiny
 from unperturb import plugins
 from unperturb.classifiers import new_classifier
+from unperturb.decisions import LogitUpdate
 from unperturb.defense import Defense
 from unperturb.detectors import ThresholdDetector
 from unperturb.errors import ConfigError, SpecError, ThresholdError
 from unperturb.generative import save_generative, through_vae
-from unperturb.logit_update import LogitUpdate
 from unperturb.networks.unet import DenoisingUNet
 from unperturb.presets import alu, make_preset, preset_names, tpap
 from unperturb.purifiers import CWStep, FGSMStep, LatentOptimization, PGDStep
@@ -97,7 +97,7 @@ def test_third_parties(monkeypatch: pytest.MonkeyPatch, conv: Any) -> None:
     made = tpap(conv())
     entry = SimpleNamespace(name="theirs", value="theirs:preset", load=lambda: lambda net: made)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
-    assert preset_names() == ["alu", "theirs", "tpap"]
+    assert preset_names() == ["alu", "logit-correction", "theirs", "tpap"]
     assert make_preset("theirs", conv()) is made
     entry.name = "tpap"
     with pytest.raises(ConfigError, match="'theirs:preset' registers 'tpap' among the presets"):

@@ -12,10 +12,10 @@ from torch import nn
 from small_vae import digit_set, digits_vae
 from unperturb.classifiers import as_classifier
 from unperturb.data import ImageSet
+from unperturb.decisions import LogitUpdate
 from unperturb.defense import Defense
 from unperturb.detectors import STATISTICS
 from unperturb.errors import ConfigError, DataError, SpecError, ThresholdError
-from unperturb.logit_update import LogitUpdate
 from unperturb.purifiers import FGSMStep, LatentOptimization
 from unperturb.randomness import Keys
 from unperturb.thresholds import clean_scores, fit_threshold

@@ -6,6 +6,7 @@ python tools/model_cards.py
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ _UNUSED = {
 }
 
 _ABOUT = {
-    "standard": "A standard network, the start of adversarial training. It has no adversarial "
-    "robustness.",
+    "standard": "A standard network: what defenses are put around, and the start of adversarial "
+    "training. It has no adversarial robustness.",
     "overfitting": "The kind of network that TPAP is proposed for. It is **not robust**: under PGD "
     "it answers almost nothing correctly, and an attacker who knows TPAP brings the defended "
     "network there too. See `docs/results/tpap.md` and `docs/results/first-audit.md`.",
@@ -50,7 +51,22 @@ def _text(name: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def command(config: dict[str, Any], start: str, out: str) -> str:
+def data_words(source: str, holdout: int) -> tuple[str, str]:
+    """The ``--data`` options that a card's source came from, and the images in words."""
+    name, *rest = (part.strip() for part in source.split(";"))
+    shuffled = any("shuffle" in part or "random order" in part for part in rest)
+    title = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}
+    count = next((int(n) for part in rest for n in re.findall(r"(\d+) rows", part)), 0)
+    order = "in a random order of the seed" if shuffled else "in the order of the files"
+    part = "" if name == "cifar10" else "Part of the "
+    words = (
+        f"{part}{title.get(name, name)} training set; the last {holdout:,} of its {count:,} images "
+        f"({order}) were never trained on."
+    )
+    return name + (" --shuffle" if shuffled else ""), words
+
+
+def command(config: dict[str, Any], start: str, out: str, data: str) -> str:
     """The command that trains with this configuration: what differs from the defaults."""
     default = TrainConfig().to_dict()
     unused = _UNUSED.get(config["objective"], ())
@@ -65,7 +81,7 @@ def command(config: dict[str, Any], start: str, out: str) -> str:
             continue
         option = f"--set {name}=" if name in _SET else f"--{name.replace('_', '-')} "
         words.append(option.strip() if value is True else option + _text(name, value))
-    return f"unperturb train {start} --data cifar10 {' '.join(words)} --out {out}"
+    return f"unperturb train {start} --data {data} {' '.join(words)} --out {out}"
 
 
 def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
@@ -83,6 +99,7 @@ def card_text(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     card = config["card"]
     monitor = card["monitor"]
+    data, words = data_words(card["data"]["source"], card["config"]["holdout"])
     lines = [
         f"# {folder.name}",
         "",
@@ -93,9 +110,7 @@ def card_text(folder: Path) -> str:
         "",
         "## Data",
         "",
-        f"CIFAR-10 training set; the last {card['config']['holdout']:,} of its 50,000 images (in "
-        "the order of the files) were never trained on. Fingerprint of the images: "
-        f"`{card['data']['fingerprint'][:16]}`.",
+        f"{words} Fingerprint of the images: `{card['data']['fingerprint'][:16]}`.",
         "",
         "## Recipe",
         "",
@@ -106,7 +121,7 @@ def card_text(folder: Path) -> str:
     every = stages(card)
     for number, settings in enumerate(every, 1):
         start = f"--arch {config['arch']}" if number == 1 else f"--start stage{number - 1}"
-        lines.append(command(settings, start, f"stage{number}"))
+        lines.append(command(settings, start, f"stage{number}", data))
     lines += [
         "```",
         "",

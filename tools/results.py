@@ -32,6 +32,12 @@ def percent(cell: Record | None, reasons: list[str] | None = None) -> str:
     return f"{100 * cell['accuracy']:.1f} ({low:.1f}-{high:.1f})"
 
 
+def read(folder: Path, name: str) -> Record | None:
+    """A committed record, or None."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def find(record: Record | None, row: str, column: str, attacker: str) -> Record | None:
     """The cell of a row and a column; the clean one has no attacker."""
     for cell in (record or {}).get("cells", ()):
@@ -41,10 +47,15 @@ def find(record: Record | None, row: str, column: str, attacker: str) -> Record 
     return None
 
 
-def compact(record: Record) -> list[str]:
+def compact(record: Record, *, whole: bool = False) -> list[str]:
     """One table: for each row the paper's figures, ours oblivious, ours adaptive, in percent.
 
     Below a defended row stands what the adaptive attacker leaves of the bare network.
+
+    Args:
+        record: The record.
+        whole: Also what the paper and the oblivious attacker leave of the bare network, and what
+            attacks that look for the nearest image leave at any distance.
     """
     names = [column["name"] for column in record["columns"]]
     counts = {
@@ -63,6 +74,20 @@ def compact(record: Record) -> list[str]:
             ours = [find(record, row["name"], name, attacker) for name in names]
             found = [percent(cell, reasons) for cell in ours]
             lines.append(f"| | ours, {attacker} | " + " | ".join(found) + " |")
+            if whole:
+                lines += _some(f"ours, {attacker}, at any distance", ours, "as_returned")
+        if whole:
+            ours = [find(record, row["name"], name, "oblivious") for name in names]
+            bare = [
+                "" if (c or {}).get("paper_bare") is None else str(c["paper_bare"]) for c in ours
+            ]
+            if any(bare):
+                lines.append("| | bare network, paper | " + " | ".join(bare) + " |")
+            if len(record["attackers"]) > 1:
+                lines += _some("bare network, oblivious", ours, "undefended")
+            lines += _some(
+                "bare network, oblivious, at any distance", ours, "undefended_as_returned"
+            )
         last = [find(record, row["name"], name, record["attackers"][-1]) or {} for name in names]
         bare = ["" if not cell.get("undefended") else percent(cell["undefended"]) for cell in last]
         if any(bare):
@@ -70,6 +95,15 @@ def compact(record: Record) -> list[str]:
             lines.append(f"| | {words} | " + " | ".join(bare) + " |")
     told = [f"({i}) {reason}." for i, reason in enumerate(reasons, 1)]
     return [*lines, "", "Not run: " + " ".join(told)] if told else lines
+
+
+def _some(words: str, cells: Sequence[Record | None], key: str) -> list[str]:
+    """A line of figures that not every cell has; none where no cell has one."""
+    found = [(cell or {}).get(key) for cell in cells]
+    if not any(found):
+        return []
+    texts = [percent(part) if part else "" for part in found]
+    return [f"| | {words} | " + " | ".join(texts) + " |"]
 
 
 def shrink(picture: Path, out: Path) -> None:

@@ -19,10 +19,11 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from results import Record, collect, compact, find, page_of, percent, shrink
+from results import Record, collect, compact, find, page_of, percent, read, shrink
 from unperturb.files import write_text
 from unperturb.recipes import load_recipe
 from unperturb.recipes.curves import plot
+from unperturb.recipes.render import warnings
 from unperturb.training.objectives import OVERFITTING
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,12 +41,6 @@ LINES = {
     "TPAP clean": "heldout_tpap_clean",
     "TPAP PGD-20": "heldout_tpap_pgd",
 }
-
-
-def read(name: str) -> Record | None:
-    """A committed record, or None."""
-    path = RECORDS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def costs(record: Record) -> list[str]:
@@ -72,10 +67,12 @@ def costs(record: Record) -> list[str]:
 def section(name: str) -> list[str]:
     """A recipe's part of the main page, with a link to the whole."""
     recipe = load_recipe(f"tpap/{name}", scale="cpu")
-    record = read(name)
+    record = read(RECORDS, name)
     lines = [f"## {recipe.paper.item}. {recipe.title}", ""]
     if record is None:
         return [*lines, f"not run: no record yet (`unperturb reproduce tpap/{name}`).", ""]
+    if record["kind"] == "curves":
+        lines += warnings(record)
     if record.get("cells") and record["kind"] == "table":
         lines += [*compact(record), ""]
     if record.get("costs"):
@@ -239,7 +236,7 @@ def others() -> list[str]:
 
 def conclusion() -> list[str]:
     """What a user should take away, in figures of the records."""
-    table = read("table-6")
+    table = read(RECORDS, "table-6")
     if table is None:
         return ["not run: no record of Table 6 yet.", ""]
     row = table["rows"][1]["name"]
@@ -255,7 +252,7 @@ def conclusion() -> list[str]:
         "repaired images: it starts from the true label, and away from that label is where the "
         "defense finds it again (label leaking). Clean accuracy is what a user gets.",
     ]
-    negative = read("negative-claims")
+    negative = read(RECORDS, "negative-claims")
     if negative is not None:
         row = negative["rows"][0]["name"]
         cells = [find(negative, row, *what) for what in (("Clean", "none"), ("PGD-20", "adaptive"))]
@@ -265,7 +262,7 @@ def conclusion() -> list[str]:
             f"{plain[0]} % clean it leaves {plain[1]} %, and of the {attacked[0]} % that withstand "
             f"PGD-20 {attacked[1]} % against an attacker who knows the step."
         )
-    rivals = read("table-1")
+    rivals = read(RECORDS, "table-1")
     if rivals is not None:
         told = [
             f"{name} {percent(found)} %"
@@ -291,7 +288,7 @@ def main() -> None:
         collect(options.collect, "tpap", (*TABLES, *OTHERS), RECORDS, PAGES)
     draw_runs()
     for name in (*TABLES, *OTHERS):
-        record = read(name)
+        record = read(RECORDS, name)
         if record is not None:
             write_text(PAGES / f"{name}.md", page_of(name, record))
     lines = [
@@ -305,7 +302,8 @@ def main() -> None:
         "*Oblivious*: the attacker ignores the defense, runs all his steps on the bare network, "
         "and his last image is shown to the defense. *Adaptive*: he attacks the whole and stops at "
         "the first success, so an image that is wrong unattacked stays wrong. The two rules are "
-        "not comparable: the same attack on the same network can leave more under the first.",
+        "not comparable: the same attack on the same network can leave more under the first, and "
+        "the random starts of the two differ as well, which moves a figure by a few images.",
         "",
         "## What a user should conclude",
         "",

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from unperturb.attacks.registry import make_attack
     from unperturb.audit.api import audit
     from unperturb.classifiers import as_classifier, load_classifier
+    from unperturb.correction import Corrector, load_corrector
     from unperturb.data import load_images
-    from unperturb.decisions import LogitsAfter
+    from unperturb.decisions import LogitCorrection, LogitsAfter, LogitUpdate
     from unperturb.defense import Defense, Prediction
     from unperturb.detectors import ThresholdDetector
     from unperturb.generative import load_denoiser, load_vae
-    from unperturb.logit_update import LogitUpdate
-    from unperturb.presets import alu, tpap
+    from unperturb.presets import alu, logit_correction, tpap
     from unperturb.purifiers import (
         CWStep,
         FGSMStep,
@@ -42,11 +42,13 @@ if TYPE_CHECKING:
 __all__ = [
     "L2",
     "CWStep",
+    "Corrector",
     "Defense",
     "FGSMStep",
     "Identity",
     "LatentOptimization",
     "Linf",
+    "LogitCorrection",
     "LogitUpdate",
     "LogitsAfter",
     "PGDStep",
@@ -59,22 +61,26 @@ __all__ = [
     "audit",
     "fit_threshold",
     "load_classifier",
+    "load_corrector",
     "load_denoiser",
     "load_images",
     "load_vae",
+    "logit_correction",
     "make_attack",
     "tpap",
 ]
 
 _HOMES = {
     "CWStep": "unperturb.purifiers",
+    "Corrector": "unperturb.correction",
     "Defense": "unperturb.defense",
     "FGSMStep": "unperturb.purifiers",
     "Identity": "unperturb.purifiers",
     "L2": "unperturb.threat",
     "LatentOptimization": "unperturb.purifiers",
     "Linf": "unperturb.threat",
-    "LogitUpdate": "unperturb.logit_update",
+    "LogitCorrection": "unperturb.decisions",
+    "LogitUpdate": "unperturb.decisions",
     "LogitsAfter": "unperturb.decisions",
     "PGDStep": "unperturb.purifiers",
     "Prediction": "unperturb.defense",
@@ -84,9 +90,11 @@ _HOMES = {
     "as_classifier": "unperturb.classifiers",
     "fit_threshold": "unperturb.thresholds",
     "load_classifier": "unperturb.classifiers",
+    "load_corrector": "unperturb.correction",
     "load_denoiser": "unperturb.generative",
     "load_images": "unperturb.data",
     "load_vae": "unperturb.generative",
+    "logit_correction": "unperturb.presets",
     "make_attack": "unperturb.attacks.registry",
     "tpap": "unperturb.presets",
 }

@@ -44,6 +44,11 @@ class Prediction:
         purified: Purified images (N, C, H, W), or None where the purifier has none to show.
         before: Logits before purification (N, K), or None where nothing reads them.
         after: Logits after purification (N, K), or None where nothing reads them.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> Defense(net).predict(torch.rand(2, 1, 8, 8)).changed.tolist()
+        [False, False]
     """
 
     labels: Tensor
@@ -53,6 +58,17 @@ class Prediction:
     purified: Tensor | None
     before: Tensor | None
     after: Tensor | None
+
+    @property
+    def changed(self) -> Tensor:
+        """Where the decision's answer is not that of the logits it has (N,) bool.
+
+        These are the logits after, or before where nothing reads the others. Of a decision that
+        corrects logits this is a sign of an attack, at no further pass.
+        """
+        logits = self.before if self.after is None else self.after
+        assert logits is not None
+        return self.labels != logits.argmax(1)
 
 
 class _Stages(NamedTuple):
@@ -113,6 +129,9 @@ class Defense(nn.Module):
         self.purifier.check_classifier(self.classifier)
         if detector is not None:
             detector.check_fitted(self.classifier.fingerprint(), self.purifier.fingerprint())
+        if type(self.decision).check_fitted is not Decision.check_fitted:
+            # Only where somebody asks: the fingerprint is a hash of all weights.
+            self.decision.check_fitted(self.classifier.fingerprint(), self.num_classes)
         super().train(False)
 
     def train(self, mode: bool = True) -> Defense:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from unperturb.classifiers import Classifier, as_classifier
-from unperturb.decisions import DECISIONS
+from unperturb.correction.corrector import Corrector, load_corrector
+from unperturb.decisions import DECISIONS, LogitCorrection
 from unperturb.defense import Defense
 from unperturb.detectors import Detector, ThresholdDetector
 from unperturb.errors import ConfigError, SpecError, unknown_name
@@ -27,7 +28,15 @@ from unperturb.purifiers import (
     UNetDenoiser,
 )
 
-__all__ = ["PRESETS", "alu", "alu_purifier", "make_preset", "preset_names", "tpap"]
+__all__ = [
+    "PRESETS",
+    "alu",
+    "alu_purifier",
+    "logit_correction",
+    "make_preset",
+    "preset_names",
+    "tpap",
+]
 
 
 _TPAP_STEPS: dict[str, type[Purifier]] = {"fgsm": FGSMStep, "pgd": PGDStep, "cw": CWStep}
@@ -232,7 +241,81 @@ def alu_purifier(
     return LatentOptimization(vae=own.vae, level=own.level, unified=True, **options)
 
 
-PRESETS: dict[str, Callable[..., Defense]] = {"tpap": tpap, "alu": alu}
+def logit_correction(
+    classifier: nn.Module,
+    *,
+    corrector: Corrector | LogitCorrection | str | Path | None = None,
+    reads: str = "after",
+    any_classifier: bool = False,
+) -> Defense:
+    """Logit correction (Li et al. 2019): a network that corrects the classifier's logits decides.
+
+    No purifier, no detector. Where the correction changed the label (``Prediction.changed``) there
+    is a sign of an attack, at no further pass.
+
+    Args:
+        classifier: Images in [0, 1] to logits.
+        corrector: What ``unperturb fit logit-correction`` made: its folder, or the `Corrector`
+            that ``load_corrector`` or ``fit_correction`` gave; or a decision that is built.
+        reads: Correct the logits ``after`` purification or ``before`` it; without a purifier these
+            are the same.
+        any_classifier: Serve another classifier than the one it was fitted on.
+
+    Raises:
+        SpecError: No corrector is given, or there is none in the folder.
+        ConfigError: It is something else, or its folder is damaged.
+        WeightsError: It was fitted on another classifier (which ``any_classifier`` allows), or
+            reads another number of classes.
+
+    Example:
+        >>> from unperturb.networks.corrector import CorrectionNetwork
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+        >>> corrector = Corrector(CorrectionNetwork(num_classes=10, width=64))
+        >>> logit_correction(net, corrector=corrector).decision.name
+        'logit-correction'
+    """
+    if isinstance(corrector, LogitCorrection):
+        if (reads, any_classifier) != ("after", False):
+            raise SpecError(
+                "Options are given for a decision that is built already",
+                expected="none: it has its own",
+                fix="LogitCorrection.of(corrector, reads=..., any_classifier=...)",
+            )
+        return Defense(classifier, decision=corrector)
+    if not isinstance(corrector, Corrector):
+        corrector = _read_corrector(corrector)
+    decision = LogitCorrection.of(corrector, reads=reads, any_classifier=any_classifier)
+    defense = Defense(classifier, decision=decision)
+    like = next(defense.classifier.parameters(), None)
+    if like is not None:
+        decision.to(like.device)
+    return defense
+
+
+def _read_corrector(source: object) -> Corrector:
+    if source is not None and not isinstance(source, str | Path):
+        raise ConfigError(
+            f"The corrector is of the type {type(source).__name__}",
+            expected="a folder, a Corrector or a LogitCorrection",
+            fix="load_corrector(folder), or the folder itself",
+        )
+    folder = Path(source).expanduser() if source else None
+    # A folder with a configuration of something else, or a damaged one, is told as that.
+    if folder is None or not (folder / "config.json").is_file():
+        raise SpecError(
+            "No corrector is named" if folder is None else f"There is no corrector in '{folder}'",
+            expected="the --out folder of unperturb fit logit-correction",
+            fix="unperturb bank makes a logit bank of the classifier, and unperturb fit "
+            "logit-correction --bank BANK --out FOLDER a corrector; then corrector=FOLDER",
+        )
+    return load_corrector(folder)
+
+
+PRESETS: dict[str, Callable[..., Defense]] = {
+    "alu": alu,
+    "logit-correction": logit_correction,
+    "tpap": tpap,
+}
 """Presets by name."""
 
 

@@ -13,8 +13,8 @@ import unperturb as up
 from small_vae import digit_set, digits_vae
 from unperturb.attacks import Surface, make_attack
 from unperturb.classifiers import as_classifier
+from unperturb.decisions import LogitUpdate
 from unperturb.defense import Defense
-from unperturb.logit_update import LogitUpdate
 from unperturb.purifiers import LatentOptimization
 from unperturb.randomness import Keys
 from unperturb.threat import Linf

@@ -14,7 +14,16 @@ import pytest
 from audit.doubles import EPS, arguments, digits, linear_net
 from unperturb.attacks import FirstOrder
 from unperturb.audit import AuditResult, audit
-from unperturb.audit.statistics import accuracy, auroc, compare, mcnemar, mean, rate, wilson
+from unperturb.audit.statistics import (
+    accuracy,
+    auroc,
+    compare,
+    mcnemar,
+    mean,
+    paired_interval,
+    rate,
+    wilson,
+)
 from unperturb.audit.summary import eps_text, worst_answers
 from unperturb.presets import tpap
 from unperturb.threat import L2, Linf
@@ -85,6 +94,48 @@ def test_mcnemar_of_many_images() -> None:
 def test_mcnemar_without_a_difference() -> None:
     same = np.array([True, False])
     assert mcnemar(same, same) == (0, 0, 1.0)
+
+
+def answers(both: int, one: int, two: int, neither: int) -> tuple[Any, Any]:
+    """Answers of two on the same images, by how many each gets right."""
+    first = [True] * (both + one) + [False] * (two + neither)
+    second = [True] * both + [False] * one + [True] * two + [False] * neither
+    return np.array(first), np.array(second)
+
+
+def test_a_paired_interval_covers_the_difference() -> None:
+    # Exactly, by all outcomes of 20 images: both right 50 %, one of them 25 % and 10 %.
+    n, chances = 20, (0.5, 0.25, 0.1, 0.15)
+    covered = least = 0.0
+    for both in range(n + 1):
+        for one in range(n + 1 - both):
+            for two in range(n + 1 - both - one):
+                neither = n - both - one - two
+                ways = math.factorial(n)
+                weight = 1.0
+                for count, chance in zip((both, one, two, neither), chances, strict=True):
+                    ways //= math.factorial(count)
+                    weight *= chance**count
+                low, high = paired_interval(*answers(both, one, two, neither))
+                assert -1 - 1e-12 <= low <= (one - two) / n <= high <= 1 + 1e-12
+                covered += ways * weight * (low <= 0.15 <= high)
+                least = max(least, high - low)
+    assert 0.945 < covered < 0.97
+    assert least < 1.2
+
+
+def test_a_paired_interval_turns_with_the_answers_and_shrinks_where_they_agree() -> None:
+    first, second = answers(40, 9, 3, 8)
+    low, high = paired_interval(first, second)
+    assert paired_interval(second, first) == pytest.approx((-high, -low))
+    # Without correlation it is Newcombe's interval of two independent samples.
+    one, two = answers(25, 25, 25, 25)
+    (l1, u1), (l2, u2) = wilson_by_hand(50, 100), wilson_by_hand(50, 100)
+    reach = math.hypot(0.5 - l1, u2 - 0.5), math.hypot(u1 - 0.5, 0.5 - l2)
+    assert paired_interval(one, two) == pytest.approx((-reach[0], reach[1]))
+    agree = paired_interval(*answers(49, 1, 1, 49))
+    assert agree[1] - agree[0] < 0.4 * sum(reach)
+    assert paired_interval(*answers(5, 0, 0, 0))[1] >= 0
 
 
 def test_accuracy_of_nothing_is_none() -> None:

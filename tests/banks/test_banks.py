@@ -97,6 +97,20 @@ def test_attacks_step_away_from_the_predicted_label_where_asked(net: Any, tmp_pa
     assert true.digest != told.digest
 
 
+def test_bfloat16_gradients_give_other_images_of_the_same_kind(net: Any, tmp_path: Path) -> None:
+    exact = bank_of(net, tmp_path / "exact", attacks="pgd-10,deepfool-5")
+    quick = bank_of(net, tmp_path / "quick", attacks="pgd-10,deepfool-5", precision="bfloat16")
+    assert torch.equal(exact.logits("clean"), quick.logits("clean")), "recorded in float32"
+    assert torch.equal(exact.logits("deepfool-5"), quick.logits("deepfool-5")), "kept in float32"
+    assert not torch.equal(exact.logits("pgd-10"), quick.logits("pgd-10"))
+    losses = [
+        nn.functional.cross_entropy(bank.logits(source), bank.labels)
+        for bank, source in ((exact, "clean"), (exact, "pgd-10"), (quick, "pgd-10"))
+    ]
+    assert losses[2] - losses[0] > 0.95 * (losses[1] - losses[0]) > 0
+    assert exact.digest != quick.digest
+
+
 def test_one_bank_holds_several_attacks_and_takes_more_later(net: Any, tmp_path: Path) -> None:
     once = bank_of(net, tmp_path / "once", attacks=f"fgsm,{PGD}")
     first = bank_of(net, tmp_path / "more", attacks="fgsm")
@@ -246,6 +260,7 @@ def test_an_attack_that_fails_to_hurt_is_called_out(net: Any, tmp_path: Path) ->
     [
         ({"dtype": "float8"}, SpecError, "Unknown dtype of a bank 'float8'"),
         ({"labels": "none"}, SpecError, "Unknown kind of labels 'none'"),
+        ({"precision": "half"}, SpecError, "Unknown precision of a bank 'half'"),
         ({"shard_size": 0}, ConfigError, "shard_size of the bank is 0"),
         ({"batch_size": 2.5}, ConfigError, "batch_size of the bank is 2.5"),
         ({"attacks": "pdg"}, SpecError, "did you mean 'pgd'"),

@@ -24,7 +24,7 @@ Run = Callable[..., Any]
 
 VERBS = (
     "demo", "audit", "report", "merge", "compare", "predict", "attack", "explain", "train", "bank",
-    "fit", "cost", "reproduce", "convert", "list",
+    "fit", "correct", "cost", "reproduce", "convert", "list",
 )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from unperturb.audit import read_result
-from unperturb.audit.statistics import wilson
+from recipes.checks import check_cells, check_page, without_times
 from unperturb.classifiers import load_classifier
 from unperturb.data import load_images
 from unperturb.errors import ConfigError, DataError, OutputError, RecordError, SpecError
@@ -33,76 +31,7 @@ from unperturb.recipes.models import Models
 from unperturb.recipes.sources import NotRunError, Sources
 
 Table = tuple[Path, dict[str, Any]]
-LIGHT = ("tpap/table-5", "tpap/table-6")
-NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-HASH = re.compile(r"\b[0-9a-f]{16,64}\b")
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """Numbers and texts of a record, wherever they stand; keys are texts too."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield key
-            yield from leaves(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from leaves(part)
-    elif value is not None:
-        yield value
-
-
-def known_numbers(record: dict[str, Any]) -> set[str]:
-    """Every number of a record as a page may write it."""
-    # The one number that no record holds: the coverage of the intervals.
-    found = {"95"}
-    for leaf in leaves(record):
-        if isinstance(leaf, str):
-            found |= set(NUMBER.findall(leaf))
-        elif not isinstance(leaf, bool):
-            forms = (f"{leaf:.1%}", f"{leaf:g}", f"{leaf:,}", f"{leaf:.2f}", f"{leaf:.3f}",
-                     f"{leaf * 255:g}", f"{leaf}")  # fmt: skip
-            found |= {number for form in forms for number in NUMBER.findall(form)}
-    # Lengths of curves are counted, not stored.
-    found |= {str(len(c["epochs"])) for c in record.get("curves", {}).values()}
-    return found
-
-
-def check_page(record: dict[str, Any], page: str) -> None:
-    """Every number on a page stands in its record."""
-    hashes = {leaf for leaf in leaves(record) if isinstance(leaf, str) and HASH.fullmatch(leaf)}
-    for found in HASH.findall(page):
-        assert any(known.startswith(found) for known in hashes), found
-    text = re.sub(r"!\[[^\]]*\]\([^)]*\)|/255|L2", " ", HASH.sub(" ", page))
-    strange = set(NUMBER.findall(text)) - known_numbers(record)
-    assert not strange, f"numbers that the record does not hold: {sorted(strange)}"
-
-
-def check_cells(record: dict[str, Any], out: Path) -> None:
-    """Every cell is whole, and agrees with the audit that it names."""
-    rows = [row["name"] for row in record["rows"]]
-    columns = [column["name"] for column in record["columns"]]
-    assert {(c["row"], c["column"]) for c in record["cells"]} == {
-        (row, column) for row in rows for column in columns
-    }
-    for cell in record["cells"]:
-        if cell["status"] != "done":
-            assert cell["reason"]
-            assert "accuracy" not in cell
-            continue
-        assert cell["accuracy"] == cell["correct"] / cell["n"]
-        assert tuple(cell["interval"]) == wilson(cell["correct"], cell["n"])
-        audit = record["audits"][cell["audit"]]
-        assert (cell["seed"], cell["threat"]) == (record["seed"], audit["threat"])
-        row = next(row for row in record["rows"] if row["name"] == cell["row"])
-        assert audit["classifier"] == record["models"][row["model"]]["fingerprint"]
-        assert cell["attack"] is None or cell["stops"]
-    for key, audit in record["audits"].items():
-        found = read_result(out / "audits" / key)
-        assert (found.digest, found.plan["settings_hash"]) == (
-            audit["digest"],
-            audit["settings_hash"],
-        )
-        assert audit["environment"] == found.plan["environment"]
+LIGHT = ("tpap/table-5", "tpap/table-6", "logit-correction/imagenet")
 
 
 def test_cells_agree_with_their_audits_and_the_page_with_the_record(table: Table) -> None:
@@ -181,16 +110,6 @@ def test_smoke_recipes_run_and_agree_with_their_pages(
 
 
 # Going on
-
-
-def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what differs between equal runs."""
-    found = json.loads(json.dumps(record))
-    for cell in found["cells"]:
-        cell.pop("seconds", None)
-    for audit in found["audits"].values():
-        audit.pop("cost")
-    return found  # type: ignore[no-any-return]
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(
@@ -294,6 +213,21 @@ def test_the_page_is_written_from_the_record_alone(table: Table, tmp_path: Path)
     (tmp_path / "record.json").write_text(json.dumps(changed), encoding="utf-8")
     page = render_again(tmp_path)
     assert page.read_text(encoding="utf-8").startswith("# Another title\n")
+
+
+def test_curves_of_a_network_outside_the_state_begin_with_a_warning() -> None:
+    records = Path(__file__).resolve().parents[2] / "docs" / "results" / "records" / "tpap"
+    found = json.loads((records / "figure-4.json").read_text(encoding="utf-8"))
+    page = render(found)
+    assert "**Warning.** Never in robust overfitting" in page
+    assert "the networks of FGSM-AT on Tiny-ImageNet. The rule: FGSM" in page
+    # An epoch in the state is enough, whichever is kept.
+    found["curves"]["tiny-fgsm"]["epochs"][3]["robust_overfitting"] = True
+    assert "**Warning.**" not in render(found)
+    # A network that was never meant for it has not missed it.
+    other = json.loads((records / "figure-1.json").read_text(encoding="utf-8"))
+    assert other["models"]["pgd"]["monitor"]["robust_overfitting"] is False
+    assert "**Warning.**" not in render(other)
 
 
 # What cannot be had

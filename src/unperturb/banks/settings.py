@@ -25,7 +25,16 @@ from torch import Tensor
 
 from unperturb.errors import ConfigError, unknown_name
 
-__all__ = ["CLEAN", "DTYPES", "LABELS", "BankSettings", "decode", "encode", "folder_of"]
+__all__ = [
+    "CLEAN",
+    "DTYPES",
+    "LABELS",
+    "PRECISIONS",
+    "BankSettings",
+    "decode",
+    "encode",
+    "folder_of",
+]
 
 SCHEMA_VERSION = 1
 CLEAN = "clean"
@@ -36,6 +45,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 """How logits may be stored. NumPy has no bfloat16: those are stored as their 16 bits."""
+
+PRECISIONS = ("float32", "bfloat16")
+"""Arithmetic of the attacks' gradients; logits are always recorded in float32 arithmetic."""
 
 LABELS = ("true", "predicted")
 """What the attacks step away from; ``predicted`` is the control for label leaking."""
@@ -57,10 +69,12 @@ class BankSettings:
         shard_size: Rows of a file; a kill loses at most one file.
         batch_size: Images at a time; every tensor's shape follows from it and the shard size.
         labels: ``true`` or ``predicted``: which label the attacks step away from.
+        precision: Arithmetic of the gradients of attacks inside the ball: ``float32`` or
+            ``bfloat16``.
 
     Raises:
         ConfigError: A value is out of range.
-        SpecError: An unknown dtype or kind of labels.
+        SpecError: An unknown dtype, kind of labels or precision.
     """
 
     classifier: str
@@ -74,12 +88,15 @@ class BankSettings:
     shard_size: int = 2048
     batch_size: int = 128
     labels: str = "true"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise unknown_name("dtype of a bank", str(self.dtype), DTYPES)
         if self.labels not in LABELS:
             raise unknown_name("kind of labels", str(self.labels), LABELS)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision of a bank", str(self.precision), PRECISIONS)
         for name in ("shard_size", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -11,9 +11,11 @@ from unperturb.cli.attack import attack
 from unperturb.cli.audit import audit, merge, report
 from unperturb.cli.bank import bank
 from unperturb.cli.compare import compare
+from unperturb.cli.correct import correct
 from unperturb.cli.cost import cost
 from unperturb.cli.demo import demo
 from unperturb.cli.explain import explain
+from unperturb.cli.fit import fit
 from unperturb.cli.fit_alu import alu
 from unperturb.cli.fit_denoiser import denoiser
 from unperturb.cli.fit_vae import vae
@@ -44,16 +46,6 @@ def unperturb() -> None:
     """
 
 
-@click.group(short_help="Fit a part of a defense: a VAE, a threshold, a denoiser.")
-def fit() -> None:
-    """Fit a part of a defense on clean training images.
-
-    \b
-    Example:
-      unperturb fit vae --data cifar10/ --epochs 10 --out runs/vae
-    """
-
-
 for part in (vae, alu, denoiser):
     fit.add_command(part)
 
@@ -69,6 +61,7 @@ for command in (
     train,
     bank,
     fit,
+    correct,
     cost,
     reproduce,
     convert,

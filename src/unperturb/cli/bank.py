@@ -44,6 +44,9 @@ if TYPE_CHECKING:
                    "(the control for label leaking).")  # fmt: skip
 @click.option("--dtype", default="float32", show_default=True,
               help="How logits are stored: float32, float16 or bfloat16.")  # fmt: skip
+@click.option("--precision", default="float32", show_default=True,
+              help="Arithmetic of the attacks' gradients: float32 or bfloat16 (half the time; "
+                   "minimal-norm attacks keep float32).")  # fmt: skip
 @click.option("--shard-size", type=click.IntRange(min=1), default=2048, show_default=True,
               help="Rows of a file: a kill loses at most one.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True,
@@ -71,7 +74,7 @@ def bank(**options: Any) -> int:
     if eps is None and options["norm"].lower() == "linf":
         eps = "16/255"
     threat = threat_of(options["norm"], eps)
-    chosen = resolve_attacks(options["attacks"], draws=20)
+    chosen = resolve_attacks(options["attacks"])
     device = setup(options["device"], options["threads"])
     classifier = load_classifier(
         options["classifier"], trust_remote_code=options["trust_remote_code"], device=device
@@ -85,7 +88,8 @@ def bank(**options: Any) -> int:
     made = make_bank(
         classifier, data, attacks=chosen, threat=threat, out=out, seed=options["seed"],
         dtype=options["dtype"], shard_size=options["shard_size"],
-        batch_size=options["batch_size"], labels=options["labels"], device=device, show=show,
+        batch_size=options["batch_size"], labels=options["labels"], precision=options["precision"],
+        device=device, show=show,
     )  # fmt: skip
     facts = _facts(made)
     if options["as_json"]:
@@ -118,7 +122,7 @@ def _preview(
     import torch
 
     from unperturb.banks import DTYPES
-    from unperturb.recipes.preview import spelled
+    from unperturb.recipes.words import spelled
 
     images = data.images(slice(0, min(len(data), options["batch_size"])))
     images = images.to(next(classifier.parameters(), torch.empty(0)).device)
@@ -152,6 +156,7 @@ def _facts(made: LogitBank) -> dict[str, Any]:
         "num_classes": made.num_classes,
         "dtype": made.dtype,
         "labels": made.settings.labels,
+        "precision": made.settings.precision,
         "classifier": made.classifier,
         "attacks": list(made.attacks),
         "accuracy": {name: facts["correct"] / len(made) for name, facts in sources.items()},

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unperturb.cli.explain_logits import mean_logits, supporting_classes
 from unperturb.cli.options import (
     check_fit,
-    check_output,
     check_threat,
     classifier_of,
     classifier_options,
     data_options,
-    echo_json,
     load_subject,
     read_data,
     run_options,
@@ -22,6 +21,7 @@ from unperturb.cli.options import (
     threat_of,
     threat_options,
 )
+from unperturb.cli.pictures import outputs, tell, watched
 
 if TYPE_CHECKING:
     from unperturb.classifiers import Classifier
@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     from unperturb.defense import Defense
 
 
-@click.group(short_help="Show where a classifier looks, clean, attacked and purified.")
+@click.group(short_help="Show where a classifier looks, and by what a corrector corrects.")
 def explain() -> None:
-    """Show where a classifier looks and how it orders images, clean, attacked and purified.
+    """Show where a classifier looks and how it orders images, clean, attacked and purified; and by
+    which classes a corrector of logits corrects.
 
     \b
     Example:
       unperturb explain gradcam --classifier runs/fgsm --defense tpap --data cifar10/ --out cam.png
       unperturb explain embedding --classifier runs/fgsm --defense tpap --data cifar10/ \\
         --versus runs/pgd --limit 500 --out map.png
+      unperturb explain supporting-classes --corrector runs/corrector --bank runs/bank \\
+        --out supporting.png
     """
 
 
@@ -80,7 +83,7 @@ def gradcam(**options: Any) -> int:
     from unperturb.explain import figure_gradcam, gradcam_columns, save_figure
     from unperturb.files import write_tensors
 
-    out, maps = _outputs(options, ".safetensors")
+    out, maps = outputs(options, ".safetensors")
     threat = threat_of(options["norm"], options["eps"])
     chosen = make_attack(options["name"], draws=20)
     subject, _ = _load(options["classifier"], options["defense"], options)
@@ -92,7 +95,7 @@ def gradcam(**options: Any) -> int:
         subject, data.images(), data.labels, attack=chosen, threat=threat,
         attacker=options["attacker"], target=options["target"], layer=options["layer"],
         ids=data.ids, seed=options["seed"], batch_size=options["batch_size"],
-        show=_watched(options),
+        show=watched(options),
     )  # fmt: skip
     save_figure(figure_gradcam(found, classes=_classes(data, subject)), out)
     facts = {**found.to_dict(), "out": str(out)}
@@ -101,7 +104,7 @@ def gradcam(**options: Any) -> int:
         write_tensors(maps, found.tensors(), about)
         facts["maps"] = str(maps)
     right = ", ".join(f"{c['accuracy']:.0%} {c['name']}" for c in facts["columns"])
-    _tell(options, facts, f"{chosen.name}, {facts['n']} images, right: {right}; {out}")
+    tell(options, facts, f"{chosen.name}, {facts['n']} images, right: {right}; {out}")
     return 0
 
 
@@ -136,7 +139,7 @@ def embedding(**options: Any) -> int:
     from unperturb.explain import figure_embedding, save_figure
     from unperturb.files import write_json, write_text
 
-    out, table, figures = _outputs(options, ".csv", ".json")
+    out, table, figures = outputs(options, ".csv", ".json")
     threat = threat_of(options["norm"], options["eps"])
     attacks = resolve_attacks(",".join(options["names"]), draws=20)
     subjects: dict[str, Classifier | Defense] = {}
@@ -151,7 +154,7 @@ def embedding(**options: Any) -> int:
     found = embed(
         subjects, data.images(), data.labels, attacks=attacks, threat=threat,
         attacker=options["attacker"], ids=data.ids, perplexity=options["perplexity"],
-        seed=options["seed"], batch_size=options["batch_size"], show=_watched(options),
+        seed=options["seed"], batch_size=options["batch_size"], show=watched(options),
     )  # fmt: skip
     save_figure(figure_embedding(found, classes=_classes(data, first)), out)
     write_text(table, found.to_csv())
@@ -165,22 +168,8 @@ def embedding(**options: Any) -> int:
         )
         for row in found.rows
     ]
-    _tell(options, facts, "\n".join([*lines, f"n = {facts['n']}; {out}, {table}, {figures}"]))
+    tell(options, facts, "\n".join([*lines, f"n = {facts['n']}; {out}, {table}, {figures}"]))
     return 0
-
-
-def _outputs(options: dict[str, Any], *beside: str) -> list[Path]:
-    """Where the picture and the files beside it go; whether it can be drawn and written there."""
-    from unperturb.explain.canvas import check_format, new_figure
-
-    out = Path(options["out"])
-    check_format(out)
-    found = [out, *(out.with_suffix(suffix) for suffix in beside)]
-    for path in found:
-        check_output(path, folder=False)
-    # An absent matplotlib shows before any work is done.
-    new_figure(1, 1)
-    return found
 
 
 def _load(
@@ -238,12 +227,5 @@ def _classes(data: ImageSet, subject: Classifier | Defense) -> tuple[str, ...]:
     return tuple(str(name) for name in card) if isinstance(card, list | tuple) else data.classes
 
 
-def _watched(options: dict[str, Any]) -> bool:
-    return not (options["quiet"] or options["as_json"])
-
-
-def _tell(options: dict[str, Any], facts: dict[str, Any], sentence: str) -> None:
-    if options["as_json"]:
-        echo_json(facts)
-    elif not options["quiet"]:
-        click.echo(sentence)
+for command in (supporting_classes, mean_logits):
+    explain.add_command(command)

@@ -178,7 +178,7 @@ def _preview(
     import time
 
     from unperturb.defense import Defense
-    from unperturb.recipes.preview import spelled
+    from unperturb.recipes.words import spelled
 
     some = data.images(slice(0, min(len(data), batch_size, 64))).to(device)
     defense = Defense(classifier, purifier=purifier).to(device)

@@ -96,7 +96,8 @@ def classifier_options() -> Wrap:
         ),
         click.option(
             "--defense",
-            help="A preset such as 'tpap' or 'tpap?radius=6/255', or a saved folder.  "
+            help="A preset such as 'tpap', 'tpap?radius=6/255' or "
+            "'logit-correction?corrector=runs/corrector', or a saved folder.  "
             "[default: none, the classifier itself]",
         ),
     )

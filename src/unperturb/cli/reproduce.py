@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.option("--model", "models", multiple=True, metavar="NAME=CLASSIFIER",
               help="A classifier in place of one of the recipe's models. May be given "
               "again.")  # fmt: skip
-@click.option("--models-dir", help="Folder of trained models, which recipes share.  "
-              "[default: models, beside --out]")  # fmt: skip
+@click.option("--models-dir", help="Folder of trained models, banks and correctors, which recipes "
+              "share.  [default: models, beside --out]")  # fmt: skip
 @click.option("--audits-dir", help="Folder of audits; recipes that share it do equal audits "
               "once.  [default: audits, in --out]")  # fmt: skip
 @click.option("--zoo", help="Folder of the project's trained classifiers.  [default: zoo, here or "
@@ -50,6 +50,7 @@ def reproduce(**options: Any) -> int:
       unperturb reproduce --list
       unperturb reproduce tpap/table-6 --scale smoke --out runs/table-6
       unperturb reproduce tpap/table-2 --scale cpu --data cifar10/
+      unperturb reproduce logit-correction/table-1 --data cifar10/
 
     A run that was cut off goes on with the same command. Every figure of the page stands beside
     the paper's, for attackers who ignore the defense and who know it; what was not run says why.

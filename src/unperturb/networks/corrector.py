@@ -77,8 +77,7 @@ class CorrectionNetwork(nn.Module):
         sizes = [num_classes, *[width] * (depth - 1), num_classes]
         generator = torch.Generator().manual_seed(seed)
         self.layers = nn.ModuleList(
-            _linear(before, after, generator)
-            for before, after in itertools.pairwise(sizes)
+            _linear(before, after, generator) for before, after in itertools.pairwise(sizes)
         )
 
     def config(self) -> dict[str, int | float]:

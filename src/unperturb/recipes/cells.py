@@ -58,9 +58,10 @@ def _head(row: Row, column: Column, attacker: str) -> dict[str, Any]:
     return {
         "row": row.name,
         "column": column.name,
-        "attack": column.attack,
+        "attack": column.attack_of(row),
         "attacker": attacker,
         "paper": row.paper.get(column.name),
+        **({"paper_bare": row.bare.get(column.name)} if row.bare else {}),
     }
 
 
@@ -77,8 +78,9 @@ def attacked_cell(
 ) -> dict[str, Any]:
     """The cell of a column's attack and an attacker."""
     summary = result.summary
-    assert column.attack is not None
-    name = make_attack(column.attack).name
+    attack = column.attack_of(row)
+    assert attack is not None
+    name = make_attack(attack).name
     part = next(
         entry for table in ("own", "table") for entry in summary[table] if entry["attack"] == name
     )

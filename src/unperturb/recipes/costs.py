@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from unperturb.presets import make_preset
+from unperturb.recipes.fits import blank_options
 from unperturb.recipes.schema import Recipe
-from unperturb.recipes.tables import make_subject
 
 __all__ = ["COST_COLUMNS", "run_costs"]
 
@@ -26,7 +27,6 @@ def run_costs(recipe: Recipe, *, seed: int, device: str, show: bool) -> dict[str
     data are at hand; its seconds are those of one batch, multiplied.
     """
     from unperturb.classifiers import new_classifier
-    from unperturb.defense import Defense
     from unperturb.training import TrainConfig
     from unperturb.training.cost import measure_costs
 
@@ -36,7 +36,10 @@ def run_costs(recipe: Recipe, *, seed: int, device: str, show: bool) -> dict[str
     ).to(device)
     rows, facts = [], {}
     for row in recipe.measured:
-        defended = make_subject(recipe, net, row.defense)
+        defended = None
+        if row.defense is not None:
+            preset, options = recipe.defenses[row.defense]
+            defended = make_preset(preset, net, **blank_options(options, net.num_classes))
         config = TrainConfig(
             objective=row.objective,
             batch_size=wanted["batch_size"],
@@ -46,7 +49,7 @@ def run_costs(recipe: Recipe, *, seed: int, device: str, show: bool) -> dict[str
         )
         table = measure_costs(
             net,
-            defense=defended if isinstance(defended, Defense) else None,
+            defense=defended,
             objectives=[row.objective],
             config=config,
             image_size=(wanted["image_size"],) * 2,

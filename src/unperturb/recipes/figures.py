@@ -9,7 +9,7 @@ from torch import nn
 
 from unperturb.files import short_paths
 from unperturb.recipes.sources import NotRunError
-from unperturb.recipes.tables import Workshop, make_subject
+from unperturb.recipes.tables import Workshop
 
 __all__ = ["run_figure"]
 
@@ -29,11 +29,11 @@ def run_figure(shop: Workshop, folder: Path) -> dict[str, Any]:
     for label, (model, defense) in wanted["subjects"].items():
         try:
             had = shop.models.get(model)
+            subjects[label] = shop.subject(had.classifier, defense)
         except NotRunError as reason:
             missing.append(f"{label} ({reason})")
             continue
         found["models"][model] = had.facts
-        subjects[label] = make_subject(shop.recipe, had.classifier, defense)
         dataset = shop.recipe.models[model].dataset
     try:
         shop.left()

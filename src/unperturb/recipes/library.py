@@ -15,6 +15,7 @@ __all__ = ["list_recipes", "load_recipe", "recipe_names"]
 
 HOME = Path(__file__).parent
 SHARED = "models.yaml"
+_SHARED = ("datasets", "models", "banks", "bank_settings", "fits", "fit_settings")
 
 
 def recipe_names() -> list[str]:
@@ -32,7 +33,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str | Path, *, scale: str = "cpu") -> Recipe:
     """Read a recipe at a scale.
 
-    Beside it, ``models.yaml`` holds the data sets and models that all recipes of a paper share.
+    Beside it, ``models.yaml`` holds the data sets, models, banks and fits that all recipes of a
+    paper share.
 
     Args:
         name: A name of ``recipe_names``, or the path of a YAML file.
@@ -54,7 +56,8 @@ def load_recipe(name: str | Path, *, scale: str = "cpu") -> Recipe:
     if shared.is_file():
         common = _read(shared, scale)
         part = Section(common, SHARED)
-        below = {key: part.any(key, {}) for key in ("datasets", "models")}
+        below = {key: part.any(key, {}) for key in _SHARED if key in common}
+        part.known(_SHARED)
         part.end()
         body = {**body, **overlay(below, {key: body.get(key, {}) for key in below})}
     return parse_recipe(_name(path), body, scale)

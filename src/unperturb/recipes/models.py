@@ -18,7 +18,7 @@ from unperturb.recipes.schema import Model, Recipe, Stage
 from unperturb.recipes.sources import NotRunError, Sources
 from unperturb.training import TrainConfig
 
-__all__ = ["TIME_BUDGET", "Models", "Obtained", "find_zoo", "make_config"]
+__all__ = ["TIME_BUDGET", "Models", "Obtained", "find_zoo", "make_config", "typed"]
 
 RECORD = "training.json"
 TIME_BUDGET = "time budget"
@@ -45,11 +45,16 @@ def make_config(given: Mapping[str, Any], *, where: str, seed: int = 0) -> Train
     for key, value in given.items():
         if key not in known:
             raise unknown_name(f"training setting ({where})", str(key), known)
-        found[key] = _typed(value, known[key], f"{where}: {key}")
+        found[key] = typed(value, known[key], f"{where}: {key}")
     return TrainConfig(**found)
 
 
-def _typed(value: Any, like: Any, where: str) -> Any:
+def typed(value: Any, like: Any, where: str) -> Any:
+    """A setting as a recipe writes it, of the kind of the setting's default.
+
+    Raises:
+        ConfigError: A value of another kind.
+    """
     if isinstance(like, bool | str):
         if type(value) is not type(like):
             words = "true or false" if isinstance(like, bool) else "text"
@@ -151,6 +156,10 @@ class Models:
         if isinstance(found, NotRunError):
             raise found
         return found
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Facts of the classifiers that were had, by name."""
+        return {name: had.facts for name, had in self._had.items() if isinstance(had, Obtained)}
 
     def plan(self, name: str) -> tuple[str, Any]:
         """How a model is had: ``given``, ``zoo``, ``train`` or ``unavailable``, and from what."""

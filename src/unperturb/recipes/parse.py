@@ -12,24 +12,30 @@ from typing import Any
 
 from unperturb.audit.plan import ATTACKERS
 from unperturb.errors import ConfigError, unknown_name
+from unperturb.recipes.fits import blank_options
 from unperturb.recipes.models import make_config
+from unperturb.recipes.parse_fits import (
+    parse_banks,
+    parse_explanation,
+    parse_fits,
+    threat,
+)
+from unperturb.recipes.parse_models import parse_dataset, parse_model
 from unperturb.recipes.reading import Section, number
 from unperturb.recipes.schema import (
     FIGURES,
     KINDS,
-    SCALES,
+    OWN,
     Column,
-    Dataset,
     Measured,
     Model,
     Panel,
     Paper,
     Recipe,
     Row,
-    Stage,
     Sweep,
 )
-from unperturb.threat import Threat, make_threat
+from unperturb.threat import Threat
 
 __all__ = ["parse_recipe"]
 
@@ -49,12 +55,15 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
     """
     top = Section(body, name)
     kind = top.choice("kind", KINDS)
-    datasets = {key: _dataset(key, part) for key, part in top.sections("datasets").items()}
+    datasets = {key: parse_dataset(key, part) for key, part in top.sections("datasets").items()}
     models = {
-        key: _model(key, part, scale, datasets) for key, part in top.sections("models", {}).items()
+        key: parse_model(key, part, scale, datasets)
+        for key, part in top.sections("models", {}).items()
     }
-    defenses = {key: _defense(part) for key, part in top.sections("defenses", {}).items()}
-    threat = _threat(top.section("threat"))
+    banks = parse_banks(top, models, datasets)
+    fits = parse_fits(top, banks)
+    defenses = {key: _defense(part, fits) for key, part in top.sections("defenses", {}).items()}
+    usual = threat(top.section("threat"))
     attackers = top.texts("attackers", ATTACKERS)
     for attacker in attackers:
         if attacker not in ATTACKERS:
@@ -72,7 +81,7 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
         datasets=datasets,
         models=models,
         defenses=defenses,
-        threat=threat,
+        threat=usual,
         attackers=attackers,
         batch_size=top.whole("batch_size", 125),
         columns=columns,
@@ -83,6 +92,13 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
         panels=tuple(_panel(key, part, models) for key, part in top.sections("panels", {}).items()),
         sweeps=tuple(
             _sweep(key, part, models, defenses) for key, part in top.sections("sweeps", {}).items()
+        ),
+        banks=banks,
+        fits=fits,
+        explanation=(
+            parse_explanation(top.section("explanation"), banks, fits)
+            if kind == "explanation"
+            else None
         ),
         figure=_figure(top.section("figure", {}), models, defenses) if kind == "figure" else {},
         network=_network(top.section("network")) if kind == "cost" else {},
@@ -108,13 +124,38 @@ def _check(recipe: Recipe) -> None:
         raise ConfigError(
             f"{recipe.name} is a {recipe.kind} without {part}", expected=f"{part}: at least one"
         )
-    for column in recipe.columns.values():
-        if column.attack is not None:
-            resolve_attacks(column.attack)
+    for dataset in recipe.datasets.values():
+        if dataset.select is not None and dataset.select.model not in recipe.models:
+            where = f"model that selects images of {dataset.name}"
+            raise unknown_name(where, dataset.select.model, recipe.models)
+    for row in recipe.rows.values():
+        _check_row(recipe, row)
+    named = [column.attack for column in recipe.columns.values() if column.attack != OWN]
+    for attack in (*named, *(row.attack for row in recipe.rows.values())):
+        if attack is not None:
+            resolve_attacks(attack)
     # Around a network that costs nothing to make: options are checked where they are used.
     blank = new_classifier("small-cnn", in_channels=1)
     for preset, options in recipe.defenses.values():
-        make_preset(preset, blank, **options)
+        make_preset(preset, blank, **blank_options(options))
+
+
+def _check_row(recipe: Recipe, row: Row) -> None:
+    """What a row's columns ask of it."""
+    if row.model is None:
+        return
+    dataset = recipe.datasets[recipe.models[row.model].dataset]
+    for column in recipe.columns.values():
+        if column.attack == OWN and row.attack is None:
+            raise ConfigError(
+                f"{recipe.name}: the row {row.name} names no attack",
+                expected=f"one, for the column {column.name}",
+            )
+        if column.selected and dataset.select is None:
+            raise ConfigError(
+                f"{recipe.name}: the column {column.name} is of selected images",
+                expected=f"select: in the data set {dataset.name}",
+            )
 
 
 def _paper(part: Section) -> Paper:
@@ -128,102 +169,19 @@ def _paper(part: Section) -> Paper:
     return found
 
 
-def _threat(part: Section) -> Threat:
-    found = make_threat(part.text("norm", "linf"), part.number("eps"))
-    part.end()
-    return found
-
-
 def _maybe_threat(part: Section) -> Threat | None:
-    return _threat(part.section("threat")) if "threat" in part else None
+    return threat(part.section("threat")) if "threat" in part else None
 
 
-def _dataset(name: str, part: Section) -> Dataset:
-    size = part.any("image_size", None)
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ConfigError(f"{part.where}: image_size is {size!r}", expected="pixels of a side")
-    share = part.number("test_share", None)
-    if share is not None and not 0 < share < 1:
-        raise ConfigError(f"{part.where}: test_share is {share}", expected="between 0 and 1")
-    found = Dataset(
-        name=name,
-        title=part.text("title"),
-        spec=part.text("spec", None),
-        train=part.text("train", "train"),
-        test=part.text("test", None),
-        shuffle=part.flag("shuffle", False),
-        test_share=share,
-        image_size=None if size is None else (size, size),
-        train_limit=part.whole("train_limit", None),
-        missing=part.text("missing", None),
-    )
-    part.end()
-    return found
-
-
-def _model(name: str, part: Section, scale: str, datasets: Mapping[str, Dataset]) -> Model:
-    """A model at one scale; the other scales are checked as well, so that no typo hides there."""
-    title, dataset = part.text("title"), part.choice("data", datasets)
-    found = Model(name=name, title=title, dataset=dataset, unavailable=_no_scale(scale))
-    for known in SCALES:
-        if known not in part:
-            continue
-        at = part.section(known)
-        model = Model(
-            name=name,
-            title=title,
-            dataset=dataset,
-            zoo=at.text("zoo", None),
-            stages=tuple(_stages(name, at)),
-            unavailable=at.text("unavailable", None),
-        )
-        at.end()
-        if not (model.zoo or model.stages or model.unavailable):
-            raise ConfigError(
-                f"{at.where} says nothing", expected="zoo, train, or unavailable with the reason"
-            )
-        if known == scale:
-            found = model
-    part.end()
-    return found
-
-
-def _no_scale(scale: str) -> str:
-    return f"no recipe for this model at the scale {scale}"
-
-
-def _stages(name: str, at: Section) -> list[Stage]:
-    listed = at.any("train", [])
-    if not isinstance(listed, list):
-        raise ConfigError(f"{at.where}: train is {listed!r}"[:300], expected="a list of stages")
-    found = []
-    for index, value in enumerate(listed, start=1):
-        part = Section(value, f"{at.where}: stage {index}")
-        stage = Stage(
-            name=part.text("name", f"stage{index}"),
-            arch=part.text("arch", None),
-            start=part.text("start", None),
-            config=part.rest(),
-        )
-        if index == 1 and (stage.arch is None) == (stage.start is None):
-            raise ConfigError(
-                f"{part.where} names {'both' if stage.arch else 'neither'} of arch and start",
-                expected="one of them: a network, or a model of this file",
-            )
-        if index > 1 and (stage.arch or stage.start):
-            raise ConfigError(
-                f"{part.where} names {'arch' if stage.arch else 'start'}",
-                expected="neither: it starts from the stage before",
-            )
-        make_config(stage.config, where=part.where)
-        found.append(stage)
-    return found
-
-
-def _defense(part: Section) -> tuple[str, Mapping[str, Any]]:
+def _defense(part: Section, fits: Iterable[str]) -> tuple[str, Mapping[str, Any]]:
     preset = part.text("preset")
     options: dict[str, Any] = {}
     for key, value in part.rest().items():
+        if isinstance(value, Mapping):
+            inner = Section(value, f"{part.where}: {key}")
+            options[key] = {"fit": inner.choice("fit", fits)}
+            inner.end()
+            continue
         numeric = isinstance(value, str) and "/" in value
         options[key] = number(value, f"{part.where}: {key}") if numeric else value
     return preset, options
@@ -234,6 +192,7 @@ def _column(name: str, part: Section, n: int) -> Column:
         name=name,
         attack=part.text("attack", None),
         n=part.whole("n", n),
+        selected=part.flag("selected", False),
         threat=_maybe_threat(part),
         note=part.text("note", ""),
         skips=_skips(part.section("not_run", {})),
@@ -264,8 +223,10 @@ def _row(
         name=name,
         model=part.choice("model", models, None),
         defense=part.choice("defense", defenses, None),
+        attack=part.text("attack", None),
         threat=_maybe_threat(part),
         paper=_quoted(part, columns),
+        bare=_quoted(part, columns, "bare"),
         note=part.text("note", ""),
     )
     part.end()
@@ -276,20 +237,20 @@ def _row(
     return found
 
 
-def _quoted(part: Section, columns: Iterable[str]) -> dict[str, float | str]:
+def _quoted(part: Section, columns: Iterable[str], key: str = "paper") -> dict[str, float | str]:
     """The paper's figures, or texts that say why there are none, by column."""
     known = list(columns)
-    quoted = part.any("paper", {})
+    quoted = part.any(key, {})
     if not isinstance(quoted, Mapping):
         raise ConfigError(
-            f"{part.where}: paper is {quoted!r}"[:300], expected="a mapping of columns to figures"
+            f"{part.where}: {key} is {quoted!r}"[:300], expected="a mapping of columns to figures"
         )
     for column, value in quoted.items():
         if known and column not in known:
-            raise unknown_name(f"column ({part.where}: paper)", str(column), known)
+            raise unknown_name(f"column ({part.where}: {key})", str(column), known)
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ConfigError(
-                f"{part.where}: paper: {column} is {value!r}",
+                f"{part.where}: {key}: {column} is {value!r}",
                 expected="a figure as printed, or a text that says why there is none",
             )
     return dict(quoted)

@@ -11,31 +11,23 @@ from unperturb.attacks import make_attack
 from unperturb.audit.arsenal import adaptive_backwards
 from unperturb.classifiers import Classifier, load_classifier, new_classifier
 from unperturb.defense import Defense
+from unperturb.presets import make_preset
+from unperturb.recipes.fits import blank_options
+from unperturb.recipes.needs import needed
+from unperturb.recipes.preview_fits import preview_fits
 from unperturb.recipes.schema import Row, Stage
 from unperturb.recipes.sources import NotRunError
-from unperturb.recipes.sweeps import needed
-from unperturb.recipes.tables import Workshop, groups, make_subject
+from unperturb.recipes.tables import Workshop, groups
+from unperturb.recipes.words import spelled
 
-__all__ = ["preview", "spelled"]
+__all__ = ["preview"]
 
 # What an attack without gradients calls one; what an answer costs in gradients.
 _FORWARD_PASSES = 3
 
 
-def spelled(seconds: float) -> str:
-    """A time in words.
-
-    Example:
-        >>> spelled(40), spelled(600), spelled(9000)
-        ('40 s', '10 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def preview(shop: Workshop) -> list[str]:
-    """What will be trained and audited, and about how long that takes on this machine.
+    """What will be trained, banked, fitted and audited, and about how long that takes here.
 
     One gradient to a batch of images is timed for every network. Training counts the passes of its
     objective; audits count the gradients of every attack and take nothing off for images that
@@ -51,6 +43,9 @@ def preview(shop: Workshop) -> list[str]:
             total += seconds
         else:
             words.append(f"model {name}: {kind} ({what})")
+    seconds, lines = preview_fits(shop, lambda name: _speed(shop, name, speeds))
+    words += lines
+    total += seconds
     if recipe.columns:
         seconds, lines = _audits(shop, speeds)
         words += lines
@@ -158,10 +153,12 @@ def _row(shop: Workshop, row: Row, speeds: dict[str, float]) -> tuple[float, str
     passes = 0.0
     words = []
     for group in groups(recipe, row):
+        # Of selected images, too, as many at most: which they are needs the reference.
         count = len(shop.sources.test(model.dataset, group.n))
-        words.append(f"{len(group.columns)} attacks on {count} images")
+        kind = "selected images" if group.selected else "images"
+        words.append(f"{len(group.columns)} attacks on {count} {kind}")
         for column in group.columns:
-            attack = make_attack(str(column.attack))
+            attack = make_attack(str(column.attack_of(row)))
             blind = getattr(attack, "access", "gradients") != "gradients"
             each = float(attack.gradients) * (_FORWARD_PASSES if blind else 1)
             for attacker in group.attackers:
@@ -172,7 +169,10 @@ def _row(shop: Workshop, row: Row, speeds: dict[str, float]) -> tuple[float, str
 def _blank(shop: Workshop, row: Row) -> Defense | Classifier:
     """A subject of the row's kind around a network that costs nothing to make."""
     net = new_classifier("small-cnn", in_channels=1)
-    return make_subject(shop.recipe, net, row.defense)
+    if row.defense is None:
+        return net
+    preset, options = shop.recipe.defenses[row.defense]
+    return make_preset(preset, net, **blank_options(options))
 
 
 def _times(subject: Defense | Classifier, attacker: str) -> float:

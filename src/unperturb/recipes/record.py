@@ -10,8 +10,8 @@ from typing import Any
 
 from unperturb.errors import OutputError, RecordError
 from unperturb.files import write_json
+from unperturb.recipes.needs import needed, needed_banks, needed_fits
 from unperturb.recipes.schema import Recipe
-from unperturb.recipes.sweeps import needed
 
 __all__ = ["RECORD", "begin", "head", "locked", "read_record"]
 
@@ -43,6 +43,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
                 "model": row.model,
                 "defense": row.defense,
                 "note": row.note,
+                **({"attack": row.attack} if row.attack else {}),
                 "threat": row.threat.to_dict() if row.threat else None,
             }
             for row in recipe.rows.values()
@@ -52,6 +53,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
                 "name": column.name,
                 "attack": column.attack,
                 "n": column.n,
+                **({"selected": True} if column.selected else {}),
                 "note": column.note,
                 "threat": column.threat.to_dict() if column.threat else None,
             }
@@ -76,10 +78,11 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it was read, without the models and data sets of other recipes."""
+    """The recipe as it was read, without what other recipes need."""
     used = [recipe.models[name] for name in needed(recipe)]
     names = {"models": {m.name for m in used}, "datasets": {m.dataset for m in used}}
     names["models"] |= {sweep.model for sweep in recipe.sweeps}
+    names |= {"banks": set(needed_banks(recipe)), "fits": set(needed_fits(recipe))}
     kept = {
         key: {name: part for name, part in recipe.body[key].items() if name in names[key]}
         for key in names

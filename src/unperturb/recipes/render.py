@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from unperturb.recipes.render_explanations import banks_part, explanation_part, fits_part
 from unperturb.recipes.render_parts import costs_part, curves_part, figures_part, sweeps_part
 from unperturb.recipes.render_tables import accuracy_tables
 from unperturb.recipes.words import Record
 
-__all__ = ["render"]
+__all__ = ["render", "warnings"]
 
 
 def render(record: Record) -> str:
@@ -20,7 +24,7 @@ def render(record: Record) -> str:
     ]
     if paper["settings"]:
         lines += ["", f"The paper's settings: {paper['settings']}"]
-    lines += ["", *_warnings(record)]
+    lines += ["", *warnings(record)]
     if record["left_out"]:
         lines += ["**Not all was run.**", "", *(f"- {words}" for words in record["left_out"]), ""]
     parts = {
@@ -28,6 +32,7 @@ def render(record: Record) -> str:
         "sweeps": sweeps_part,
         "figures": figures_part,
         "costs": costs_part,
+        "explanation": explanation_part,
     }
     for key, part in parts.items():
         if record.get(key):
@@ -36,37 +41,52 @@ def render(record: Record) -> str:
         lines += accuracy_tables(record)
     if paper["notes"]:
         lines += ["## Of the paper's figures", "", *(f"- {note}" for note in paper["notes"]), ""]
-    lines += [*_models(record), *_audits(record)]
+    lines += _models(record)
+    for key, part in {"banks": banks_part, "fits": fits_part}.items():
+        if record.get(key):
+            lines += part(record)
+    lines += _audits(record)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _warnings(record: Record) -> list[str]:
-    """Models that TPAP is put around and that never reached the state it needs."""
-    models = record.get("models", {})
-    found: list[str] = []
-    rules: list[str] = []
-    for row in record["rows"]:
-        model = models.get(row["model"]) if row["model"] else None
-        if model is None or row["defense"] is None:
-            continue
-        preset = record["defenses"][row["defense"]]["preset"]
-        monitor = model["monitor"] or {}
-        if (
-            preset == "tpap"
-            and str(model["objective"]).startswith("fgsm")
-            and monitor
-            and (not monitor.get("robust_overfitting"))
-        ):
-            found.append(row["name"])
-            rules.append(monitor.get("rule", ""))
-    told = " ".join(f"The rule: {rule}." for rule in dict.fromkeys(rules) if rule)
+def warnings(record: Record) -> list[str]:
+    """Models that TPAP is put around, or whose curves are drawn, that never reached its state."""
+    found = [*_rows_outside(record), *_curves_outside(record)]
     if not found:
         return []
+    rules = dict.fromkeys(monitor.get("rule", "") for _, monitor in found)
+    told = " ".join(f"The rule: {rule}." for rule in rules if rule)
     return [
         f"**Warning.** Never in robust overfitting, the state that TPAP needs: the networks of "
-        f"{'; '.join(dict.fromkeys(found))}. {told}",
+        f"{'; '.join(dict.fromkeys(name for name, _ in found))}. {told}",
         "",
     ]
+
+
+def _rows_outside(record: Record) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows with TPAP around a network that is not in the state, and its monitor."""
+    for row in record["rows"]:
+        model = record.get("models", {}).get(row["model"]) if row["model"] else None
+        if model is None or row["defense"] is None:
+            continue
+        if record["defenses"][row["defense"]]["preset"] == "tpap" and _outside(model):
+            yield row["name"], model["monitor"]
+
+
+def _curves_outside(record: Record) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Networks whose curves never enter the state, and their monitors."""
+    for name, curve in record.get("curves", {}).items():
+        model = record["models"].get(name)
+        reached = any(epoch.get("robust_overfitting") for epoch in curve["epochs"])
+        if model is not None and _outside(model) and not reached:
+            yield model["title"], model["monitor"]
+
+
+def _outside(model: Mapping[str, Any]) -> bool:
+    """Whether a network that is trained for the state has a monitor that says it is not in it."""
+    monitor = model["monitor"] or {}
+    meant = str(model["objective"]).startswith("fgsm")
+    return bool(meant and monitor and not monitor.get("robust_overfitting"))
 
 
 def _models(record: Record) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from unperturb.recipes.schema import OWN
 from unperturb.recipes.words import (
     Cell,
     Record,
@@ -39,6 +40,9 @@ def accuracy_tables(record: Record) -> list[str]:
         lines += [f"### {row['name']}", ""]
         if row["note"] and row["model"]:
             lines += [row["note"], ""]
+        if row.get("attack"):
+            threat = row["threat"] or record["threat"]
+            lines += [f"Attack: `{row['attack']}`, {threat_text(threat)}.", ""]
         lines += [*_section(record, row), ""]
     return [*lines, *column_notes(record), *leaking(record)]
 
@@ -55,15 +59,18 @@ def legend(record: Record) -> list[str]:
     )
     if any(row["model"] and row["defense"] is None for row in record["rows"]):
         found.append(
-            "Where there is no defense both attackers know all there is, and differ only in where "
-            "they stop."
+            "Where there is no defense both attackers know all there is: they differ in where they "
+            "stop, and in their random starts, which moves a figure by a few images."
         )
     return [" ".join(found)]
 
 
 def _section(record: Record, row: Mapping[str, Any]) -> list[str]:
     attackers, defended = record["attackers"], row["defense"] is not None
-    names = ["", "paper"]
+    quoted = any(
+        cell.get("paper_bare") is not None for cell in record["cells"] if cell["row"] == row["name"]
+    )
+    names = ["", *(["paper, undefended"] if quoted else []), "paper"]
     if defended:
         names += [f"undefended, {attacker}" for attacker in attackers]
     ours = f"with {row['defense']}" if defended else "ours"
@@ -74,7 +81,9 @@ def _section(record: Record, row: Mapping[str, Any]) -> list[str]:
         if not cells:
             continue
         first = next(iter(cells.values()))
-        line = [cell_text(column["name"]), cell_text(paper_text(first["paper"]))]
+        line = [cell_text(column["name"])]
+        line += [cell_text(paper_text(first.get("paper_bare")))] if quoted else []
+        line.append(cell_text(paper_text(first["paper"])))
         if column["attack"] is None:
             whole = [accuracy_text(first.get("undefended"))] * len(attackers) if defended else []
             line += [*whole, *[ours_text(first)] * len(attackers)]
@@ -84,18 +93,22 @@ def _section(record: Record, row: Mapping[str, Any]) -> list[str]:
                 line += [accuracy_text((cell or {}).get("undefended")) for cell in some]
             line += [ours_text(cell) for cell in some]
         lines.append(line_of([*line, _counts(cells.values()), _stops(cells, attackers)]))
-        lines += _as_returned(column, cells, attackers, defended)
+        lines += _as_returned(column, cells, attackers, defended, quoted)
     return lines
 
 
 def _as_returned(
-    column: Mapping[str, Any], cells: Mapping[str, Cell], attackers: Sequence[str], defended: bool
+    column: Mapping[str, Any],
+    cells: Mapping[str, Cell],
+    attackers: Sequence[str],
+    defended: bool,
+    quoted: bool,
 ) -> list[str]:
     """A second line for an attack that looks for the nearest image, wherever that is."""
     some = [cells.get(attacker) or {} for attacker in attackers]
     if not any(cell.get("as_returned") for cell in some):
         return []
-    line = [f"{cell_text(column['name'])}, at any distance", ""]
+    line = [f"{cell_text(column['name'])}, at any distance", *[""] * (1 + quoted)]
     if defended:
         line += [accuracy_text(cell.get("undefended_as_returned")) for cell in some]
     line += [accuracy_text(cell.get("as_returned")) for cell in some]
@@ -119,14 +132,27 @@ def column_notes(record: Record) -> list[str]:
     found = []
     for column in record["columns"]:
         words = []
+        if column.get("selected"):
+            words.append(_selected(record))
         if column["threat"] is not None:
             words.append(f"an image counts as broken within {threat_text(column['threat'])}.")
         if column["note"]:
             words.append(column["note"])
         if words:
-            attack = f" (`{column['attack']}`)" if column["attack"] else ""
+            attack = column["attack"] if column["attack"] != OWN else None
+            attack = f" (`{attack}`)" if attack else ""
             found.append(f"- **{column['name']}**{attack}: {' '.join(words)}")
     return [*found, ""] if found else []
+
+
+def _selected(record: Record) -> str:
+    """Which images the selected ones are."""
+    told = [
+        f"the first test images that {facts['model']} gets right, at most {facts['per_class']} of "
+        f"each class ({facts['n']:,} in all)."
+        for _, facts in sorted(record.get("selected", {}).items())
+    ]
+    return " ".join(told) or "test images that a reference gets right."
 
 
 def leaking(record: Record) -> list[str]:

@@ -10,15 +10,19 @@ from typing import Any
 from unperturb.checks import check_device
 from unperturb.errors import ConfigError, MissingExtraError
 from unperturb.files import write_json, write_text
+from unperturb.recipes.banks import Banks
 from unperturb.recipes.cells import Cells
 from unperturb.recipes.costs import run_costs
 from unperturb.recipes.curves import draw_curves, draw_sweeps, run_curves
+from unperturb.recipes.explanations import run_explanation
 from unperturb.recipes.figures import run_figure
+from unperturb.recipes.fits import Fits
 from unperturb.recipes.library import load_recipe
 from unperturb.recipes.models import Models, find_zoo
 from unperturb.recipes.preview import preview
 from unperturb.recipes.record import RECORD, begin, head, locked, read_record
 from unperturb.recipes.render import render
+from unperturb.recipes.selection import TestImages
 from unperturb.recipes.sources import Sources
 from unperturb.recipes.sweeps import expand, run_sweeps
 from unperturb.recipes.tables import Workshop, run_rows
@@ -49,16 +53,17 @@ def reproduce(
 ) -> dict[str, Any]:
     """Reproduce one table or figure of a paper.
 
-    Models are taken from the zoo or trained; rows are audited under both attackers; everything is
-    kept, so the same call goes on after a kill and does nothing twice.
+    Models are taken from the zoo or trained; logit banks are made and correctors fitted where a
+    defense needs them; rows are audited under both attackers; everything is kept, so the same call
+    goes on after a kill and does nothing twice.
 
     Args:
         name: A recipe (``recipe_names``), or the path of a YAML file.
         out: Folder of ``record.json``, ``table.md`` and what is drawn.
         scale: ``smoke``, ``cpu``, ``gpu`` or ``paper``.
         data: Where the recipe's images are; a mapping by name where it has several sets.
-        models_dir: Folder of trained models, which recipes share; ``models`` beside ``out`` by
-            default.
+        models_dir: Folder of trained models, banks and correctors, which recipes share;
+            ``models`` beside ``out`` by default.
         audits_dir: Folder of the audits; recipes that share it share equal audits. Inside ``out``
             by default.
         zoo: Folder of the project's trained classifiers; ``zoo`` here or in the sources by default.
@@ -68,8 +73,8 @@ def reproduce(
         device: Where to compute.
         workers: Processes of an audit.
         limit: Test images of any column at most, for a first look.
-        time_budget: Begin nothing more after this many seconds: a started epoch or unit of an audit
-            is finished, the rest is "not run: time budget", and the same call goes on.
+        time_budget: Begin nothing more after this many seconds: a started epoch, bank or unit of an
+            audit is finished, the rest is "not run: time budget", and the same call goes on.
         show: Show progress bars.
         say: Is told, in words, what it will cost and what is being done.
 
@@ -103,15 +108,23 @@ def reproduce(
     given = {recipe.data: data} if isinstance(data, str) else dict(data or {})
     sources = Sources(recipe, given, limit)
     ends = None if time_budget is None else time.monotonic() + time_budget
+    common: dict[str, Any] = {
+        "seed": seed,
+        "device": device,
+        "ends": ends,
+        "show": show,
+        "say": say,
+    }
+    kept = Path(models_dir or folder.parent / "models")
     models_of = Models(
-        recipe, sources, folder=Path(models_dir or folder.parent / "models"),
-        zoo=find_zoo(zoo) if use_zoo else [],
-        given=models, seed=seed, device=device, ends=ends, show=show, say=say,
-    )  # fmt: skip
+        recipe, sources, folder=kept, zoo=find_zoo(zoo) if use_zoo else [], given=models, **common
+    )
+    images = TestImages(recipe, sources, models_of)
+    banks = Banks(recipe, sources, images, models_of, folder=kept, **common)
     shop = Workshop(
-        recipe=recipe, sources=sources, models=models_of,
-        audits=Path(audits_dir or folder / "audits"), seed=seed, device=device, workers=workers,
-        ends=ends, show=show, say=say,
+        recipe=recipe, sources=sources, images=images, models=models_of, banks=banks,
+        fits=Fits(recipe, banks, folder=kept, **common),
+        audits=Path(audits_dir or folder / "audits"), workers=workers, **common,
     )  # fmt: skip
     with locked(folder):
         begin(folder, recipe, seed)
@@ -139,18 +152,22 @@ def _run(shop: Workshop, folder: Path) -> dict[str, Any]:
         keep({"files": _drawn(draw_sweeps, record, folder, shop)})
     if recipe.kind == "figure":
         keep(run_figure(shop, folder))
+    if recipe.kind == "explanation":
+        keep(run_explanation(shop, folder, each=keep))
     if recipe.columns:
         trained = dict(record.get("models", {}))
         found = Cells(models=trained)
-        run_rows(shop, found, each=lambda cells: keep(_parts(cells)))
-        keep(_parts(found))
+        run_rows(shop, found, each=lambda cells: keep(_parts(shop, cells)))
+        keep(_parts(shop, found))
     left = _left_out(record)
     keep({"complete": not left, "left_out": left})
     return record
 
 
-def _parts(found: Cells) -> dict[str, Any]:
-    return {"cells": found.cells, "audits": found.audits, "models": found.models}
+def _parts(shop: Workshop, found: Cells) -> dict[str, Any]:
+    # Models of banks and those that select images have no row of their own.
+    models = {**shop.models.facts(), **found.models} if shop.made() else found.models
+    return {"cells": found.cells, "audits": found.audits, "models": models, **shop.made()}
 
 
 def _drawn(
@@ -184,6 +201,9 @@ def _left_out(record: Mapping[str, Any]) -> list[str]:
     for figure in record.get("figures", ()):
         if figure["status"] != "done":
             found.setdefault(figure["reason"], []).append(figure["draw"])
+    for subject in record.get("explanation", {}).get("subjects", ()):
+        if subject["status"] != "done":
+            found.setdefault(subject["reason"], []).append(subject["name"])
     return [f"{reason}: {'; '.join(dict.fromkeys(what))}" for reason, what in found.items()]
 
 

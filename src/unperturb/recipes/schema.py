@@ -13,25 +13,40 @@ from unperturb.threat import Threat
 
 __all__ = [
     "KINDS",
+    "OWN",
     "SCALES",
+    "Bank",
     "Column",
     "Dataset",
+    "Explanation",
+    "Fit",
     "Measured",
     "Model",
     "Panel",
     "Paper",
     "Recipe",
     "Row",
+    "Select",
     "Stage",
+    "Subject",
     "Sweep",
 ]
 
 SCALES = ("smoke", "cpu", "gpu", "paper")
 """Seconds on digits; two cores; one large GPU; the paper's settings."""
 
-KINDS = ("table", "curves", "sweep", "figure", "cost")
+KINDS = ("table", "curves", "sweep", "figure", "cost", "explanation")
 
 FIGURES = ("gradcam", "embedding")
+
+DRAWINGS = ("mean-logit", "supporting", "instance")
+"""Pictures of an explanation: Figure 1, Figures 2 and 3, and Figure 4 of the paper."""
+
+PARTS = ("train", "test", "selected")
+"""Images of a bank: the training set, the first test images, or the selected ones."""
+
+OWN = "own"
+"""In place of a column's attack: each row's own one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +67,19 @@ class Paper:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Select:
+    """A selected test set: the first images that a reference classifier gets right.
+
+    Attributes:
+        model: The reference.
+        per_class: Images of each class, at most.
+    """
+
+    model: str
+    per_class: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Images that models are trained and attacked on.
 
@@ -63,10 +91,12 @@ class Dataset:
         test: Split of the images that are attacked; None for the one meant for testing.
         shuffle: Whether images are taken in a random order (the same in every run), as they must
             be where a file has one class after the other.
-        test_share: Share of the images held out for testing where the source has no splits.
+        test_share: Share of the images held out for testing where the source has no splits; where
+            ``train`` and ``test`` name one split, which of them is decided by their ids.
         image_size: Size (height, width) that images are brought to; None leaves them.
         train_limit: Training images that are read at most; None for all.
         missing: Why rows on it are not run where the user names none; None: that is an error.
+        select: Which test images are the selected ones; None where there are none.
     """
 
     name: str
@@ -79,6 +109,7 @@ class Dataset:
     image_size: tuple[int, int] | None = None
     train_limit: int | None = None
     missing: str | None = None
+    select: Select | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +151,96 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bank:
+    """Clean and adversarial logits of a model, made once.
+
+    Attributes:
+        name: Its name.
+        model: The classifier.
+        attacks: Specifications of the attacks, each run against the undefended classifier.
+        threat: Norm and size.
+        part: One of ``PARTS``.
+        limit: Images at most, the first ones; None for all.
+        dtype: How logits are stored.
+        labels: What attacks step away from: ``true`` or ``predicted``.
+        precision: Arithmetic of the attacks' gradients.
+    """
+
+    name: str
+    model: str
+    attacks: tuple[str, ...]
+    threat: Threat
+    part: str = "train"
+    limit: int | None = None
+    dtype: str = "float32"
+    labels: str = "true"
+    precision: str = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A corrector that is fitted on a bank.
+
+    Attributes:
+        name: Its name.
+        bank: The bank.
+        config: Settings of ``CorrectionConfig``.
+    """
+
+    name: str
+    bank: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Adversarial logits, and the corrector that is explained on them.
+
+    Attributes:
+        name: In words.
+        bank: Where the logits are, of images that the corrector was not fitted on.
+        attack: Which of the bank's.
+        fit: The corrector; None where there is none to explain.
+    """
+
+    name: str
+    bank: str
+    attack: str
+    fit: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """How correctors are explained.
+
+    Attributes:
+        subjects: By name; all on logits of as many classes.
+        top: Length of an image's list of classes; None for the default.
+        lower: By how much the supporting classes' logits are lowered.
+        controls: Draws of as many random classes.
+        draw: Some of ``DRAWINGS``.
+        watch: Class whose place in the lists is told; None for the most frequent one.
+        paper: The paper's Bhattacharyya coefficients: two subjects and the figure.
+    """
+
+    subjects: Mapping[str, Subject]
+    top: int | None = None
+    lower: float = 20.0
+    controls: int = 20
+    draw: tuple[str, ...] = ()
+    watch: int | None = None
+    paper: tuple[tuple[str, str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """A column of a table.
 
     Attributes:
         name: Its heading.
-        attack: Specification of the attack; None for clean images.
+        attack: Specification of the attack; None for clean images, ``OWN`` for each row's own.
         n: Test images, the first ones of the split.
+        selected: Whether they are the selected ones.
         threat: Threat model where it is not the recipe's, as for minimal-norm attacks.
         note: What is to be said of it.
         skips: Attackers that are not run in it, each with the reason, as where one would take
@@ -136,6 +250,7 @@ class Column:
     name: str
     attack: str | None
     n: int
+    selected: bool = False
     threat: Threat | None = None
     note: str = ""
     skips: tuple[tuple[str, str], ...] = ()
@@ -144,6 +259,10 @@ class Column:
         """Those of the recipe's attackers that are run."""
         skipped = dict(self.skips)
         return tuple(name for name in known if name not in skipped)
+
+    def attack_of(self, row: Row) -> str | None:
+        """The attack on a row; None for clean images."""
+        return row.attack if self.attack == OWN else self.attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,16 +273,20 @@ class Row:
         name: Its heading.
         model: Its classifier; None for a row that only quotes the paper.
         defense: Name of one of the recipe's defenses; None for none.
+        attack: Attack of the columns that leave it to the row; None where there are none.
         threat: Threat model where it is not the recipe's.
         paper: The paper's figure by column, in percent; a text says why there is none.
+        bare: The paper's figure without the defense, where it states one.
         note: What is to be said of it, and for a quoted row why it is not run.
     """
 
     name: str
     model: str | None
     defense: str | None = None
+    attack: str | None = None
     threat: Threat | None = None
     paper: Mapping[str, float | str] = field(default_factory=dict)
+    bare: Mapping[str, float | str] = field(default_factory=dict)
     note: str = ""
 
 
@@ -227,14 +350,16 @@ class Recipe:
     Attributes:
         name: Such as ``tpap/table-2``.
         title: In words.
-        kind: ``table``, ``curves``, ``sweep``, ``figure`` or ``cost``.
+        kind: One of ``KINDS``.
         scale: One of ``SCALES``.
         paper: What is reproduced.
         cost: What the scale costs, in words, where that was measured or guessed.
         data: The data set that ``--data PATH`` means.
         datasets: By name.
         models: By name.
-        defenses: Preset and its options, by name.
+        banks: By name.
+        fits: By name.
+        defenses: Preset and its options, by name; ``{"fit": NAME}`` stands for a corrector.
         threat: The threat model.
         attackers: Some of ``oblivious`` and ``adaptive``.
         batch_size: Images in a unit of an audit.
@@ -245,6 +370,7 @@ class Recipe:
         figure: For a figure: ``draw`` (``gradcam``, ``embedding``) and its settings.
         network: For costs: the network, its images, batch and number of timings.
         measured: For costs: the rows.
+        explanation: For an explanation.
         body: All settings as they were read, for the record.
     """
 
@@ -268,4 +394,7 @@ class Recipe:
     figure: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     measured: tuple[Measured, ...] = ()
+    banks: Mapping[str, Bank] = field(default_factory=dict)
+    fits: Mapping[str, Fit] = field(default_factory=dict)
+    explanation: Explanation | None = None
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from unperturb.data import ImageSet, load_images
 from unperturb.data.parquet import find_parquet
@@ -68,10 +70,21 @@ class Sources:
         """Training images of a data set."""
         return self._get(name, "train", self._recipe.datasets[name].train_limit)
 
-    def test(self, name: str, count: int) -> ImageSet:
-        """The first ``count`` test images of a data set, fewer where it has fewer."""
-        most = count if self._limit is None else min(count, self._limit)
-        return self._get(name, "test", most)
+    @property
+    def limit(self) -> int | None:
+        """Test images that the user wants at most; None for what the recipe says."""
+        return self._limit
+
+    def test(self, name: str, count: int | None, *, limited: bool = True) -> ImageSet:
+        """The first ``count`` test images of a data set, fewer where it has fewer.
+
+        Args:
+            name: The data set.
+            count: How many; None for all.
+            limited: Whether the user's limit holds.
+        """
+        most = [number for number in (count, self._limit if limited else None) if number]
+        return self._get(name, "test", min(most, default=None))
 
     def _get(self, name: str, part: str, limit: int | None) -> ImageSet:
         key = (name, part, limit)
@@ -88,6 +101,8 @@ def _load(dataset: Dataset, spec: str, part: str, limit: int | None) -> ImageSet
         "seed": _ORDER,
         "image_size": dataset.image_size,
     }
+    if dataset.test_share is not None and dataset.train == dataset.test:
+        return _divided(dataset, spec, part, limit)
     try:
         found = load_images(spec, split=split, limit=limit, **options)  # type: ignore[arg-type]
         if part == "train" or found.split not in (None, dataset.train):
@@ -101,6 +116,22 @@ def _load(dataset: Dataset, spec: str, part: str, limit: int | None) -> ImageSet
         if dataset.test_share is None or not _without_splits(error):
             raise
     whole = load_images(spec, **{**options, "shuffle": True})  # type: ignore[arg-type]
+    return _part(whole, torch.arange(len(whole)), dataset, spec, part, limit)
+
+
+def _divided(dataset: Dataset, spec: str, part: str, limit: int | None) -> ImageSet:
+    """A part of one split: which images are held out hangs on their ids alone."""
+    whole = load_images(spec, split=dataset.test, image_size=dataset.image_size)
+    digests = [hashlib.sha256(name.encode()).digest() for name in whole.ids]
+    order = sorted(range(len(whole)), key=digests.__getitem__)
+    return _part(whole, torch.tensor(order), dataset, spec, part, limit)
+
+
+def _part(
+    whole: ImageSet, order: Tensor, dataset: Dataset, spec: str, part: str, limit: int | None
+) -> ImageSet:
+    """The first images in an order are held out, the others are for training."""
+    assert dataset.test_share is not None
     held = round(len(whole) * dataset.test_share)
     if not 0 < held < len(whole):
         raise DataError(
@@ -108,7 +139,7 @@ def _load(dataset: Dataset, spec: str, part: str, limit: int | None) -> ImageSet
             expected="images to train on and images to attack",
             fix="name more images",
         )
-    rows = torch.arange(held) if part == "test" else torch.arange(held, len(whole))
+    rows = order[:held] if part == "test" else order[held:]
     return whole.take(rows if limit is None else rows[:limit])
 
 

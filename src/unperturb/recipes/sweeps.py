@@ -11,7 +11,7 @@ from unperturb.recipes.reading import number
 from unperturb.recipes.schema import Model, Recipe, Row, Sweep
 from unperturb.recipes.sources import NotRunError
 
-__all__ = ["expand", "needed", "run_sweeps", "variant"]
+__all__ = ["expand", "run_sweeps", "variant"]
 
 FIGURES = {
     "training, clean": "train_clean",
@@ -59,25 +59,6 @@ def expand(recipe: Recipe) -> Recipe:
 def row_name(sweep: Sweep, value: Any) -> str:
     """How a row of a sweep is headed."""
     return f"{sweep.label} {value}"
-
-
-def needed(recipe: Recipe) -> list[str]:
-    """Models of a recipe, those that others start from before them."""
-    named = [row.model for row in recipe.rows.values() if row.model is not None]
-    named += [model for panel in recipe.panels for model, _ in panel.lines.values()]
-    named += [model for model, _ in recipe.figure.get("subjects", {}).values()]
-    named += [variant(recipe, s, value).name for s in recipe.sweeps for value in s.values]
-    found: dict[str, None] = {}
-
-    def add(name: str) -> None:
-        for stage in recipe.models[name].stages:
-            if stage.start is not None and stage.start not in found:
-                add(stage.start)
-        found[name] = None
-
-    for name in named:
-        add(name)
-    return list(found)
 
 
 def run_sweeps(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unperturb.attacks import Surface, make_attack
 from unperturb.audit import AuditResult, audit, read_result
@@ -17,6 +18,7 @@ from unperturb.data import ImageSet
 from unperturb.defense import Defense
 from unperturb.errors import ConfigError, InputError, UnperturbError
 from unperturb.presets import make_preset
+from unperturb.recipes.banks import Banks
 from unperturb.recipes.cells import (
     Cells,
     attacked_cell,
@@ -25,12 +27,15 @@ from unperturb.recipes.cells import (
     not_run,
     skipped,
 )
+from unperturb.recipes.fits import Fits
 from unperturb.recipes.models import TIME_BUDGET, Models
+from unperturb.recipes.parse_fits import fit_of
 from unperturb.recipes.schema import Column, Recipe, Row
+from unperturb.recipes.selection import TestImages
 from unperturb.recipes.sources import NotRunError, Sources
 from unperturb.threat import Threat
 
-__all__ = ["Group", "Workshop", "groups", "make_subject", "run_rows", "slug"]
+__all__ = ["Group", "Workshop", "groups", "run_rows", "slug"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Group:
     Attributes:
         threat: The threat model.
         n: Test images.
+        selected: Whether they are the selected ones.
         columns: Those with an attack.
         attackers: Who runs them.
     """
@@ -48,6 +54,7 @@ class Group:
     n: int
     columns: tuple[Column, ...]
     attackers: tuple[str, ...]
+    selected: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,10 @@ class Workshop:
     Attributes:
         recipe: The recipe.
         sources: Its images.
+        images: Its test images.
         models: Its classifiers.
+        banks: Its logit banks.
+        fits: Its correctors.
         audits: Folder of the audits' records.
         seed: Seed of the attacks.
         device: Where to compute.
@@ -69,7 +79,10 @@ class Workshop:
 
     recipe: Recipe
     sources: Sources
+    images: TestImages
     models: Models
+    banks: Banks
+    fits: Fits
     audits: Path
     seed: int
     device: str
@@ -91,28 +104,41 @@ class Workshop:
             raise NotRunError(TIME_BUDGET)
         return seconds
 
+    def subject(self, net: Classifier, defense: str | None) -> Defense | Classifier:
+        """A classifier with one of the recipe's defenses around it.
+
+        Raises:
+            NotRunError: A corrector in it cannot be had.
+        """
+        if defense is None:
+            return net
+        preset, options = self.recipe.defenses[defense]
+        return make_preset(preset, net, **self.fits.options(options))
+
+    def made(self) -> dict[str, Any]:
+        """What a record says of banks, correctors and selected images, where there are any."""
+        found = {
+            "banks": self.banks.facts(),
+            "fits": self.fits.facts(),
+            "selected": self.images.facts,
+        }
+        return {name: dict(facts) for name, facts in found.items() if facts}
+
 
 def groups(recipe: Recipe, row: Row) -> list[Group]:
     """The audits of a row, the threat model's own and the most images first."""
     usual = row.threat or recipe.threat
-    found: dict[tuple[str, float, int, tuple[str, ...]], list[Column]] = {}
+    found: dict[tuple[str, float, int, tuple[str, ...], bool], list[Column]] = {}
     for column in recipe.columns.values():
         if column.attack is not None:
             threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
-            found.setdefault((threat.norm, threat.eps, column.n, attackers), []).append(column)
+            key = (threat.norm, threat.eps, column.n, attackers, column.selected)
+            found.setdefault(key, []).append(column)
     made = [
-        Group(columns[0].threat or usual, n, tuple(columns), attackers)
-        for (_, _, n, attackers), columns in found.items()
+        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected)
+        for (_, _, n, attackers, selected), columns in found.items()
     ]
     return sorted(made, key=lambda g: (g.threat != usual, -g.n))
-
-
-def make_subject(recipe: Recipe, net: Classifier, defense: str | None) -> Defense | Classifier:
-    """A classifier with one of the recipe's defenses around it."""
-    if defense is None:
-        return net
-    preset, options = recipe.defenses[defense]
-    return make_preset(preset, net, **options)
 
 
 def run_rows(
@@ -132,43 +158,46 @@ def run_rows(
             continue
         try:
             had = shop.models.get(row.model)
+            found.models[row.model] = had.facts
+            subject = shop.subject(had.classifier, row.defense)
         except NotRunError as reason:
             found.cells += not_run(shop.recipe, row, shop.recipe.columns.values(), str(reason))
             continue
-        found.models[row.model] = had.facts
-        _row(shop, row, had.classifier, found, each)
+        _row(shop, row, had.classifier, subject, found, each)
 
 
 def _row(
     shop: Workshop,
     row: Row,
     net: Classifier,
+    subject: Defense | Classifier,
     found: Cells,
     each: Callable[[Cells], None],
 ) -> None:
     recipe = shop.recipe
-    subject = make_subject(recipe, net, row.defense)
     clean = [column for column in recipe.columns.values() if column.attack is None]
     assert row.model is not None
     name = recipe.models[row.model].dataset
     for group in groups(recipe, row):
-        able, unable = _able(subject, group)
+        able, unable = _able(subject, row, group)
         for column, reason in unable.items():
             found.cells += not_run(recipe, row, [column], reason)
         if not able:
             continue
         try:
-            images = shop.sources.test(name, group.n)
+            images = shop.images.get(name, group.n, selected=group.selected)
             result, key = _audited(shop, row, subject, images, group, able)
         except NotRunError as reason:
             found.cells += not_run(recipe, row, able, str(reason))
             continue
-        found.audits[key] = audit_facts(result, images, row, net)
-        if clean:
-            cells = [clean_cell(row, column, result, key) for column in clean]
-            # The audit with the most images comes first, and answers for the clean ones.
-            found.cells += [cell for cell in cells if cell["status"] == "done"]
-            clean = [c for c, cell in zip(clean, cells, strict=True) if cell["status"] != "done"]
+        chosen = {"selected": True} if group.selected else {}
+        found.audits[key] = {**audit_facts(result, images, row, net), **chosen}
+        # The audit with the most images comes first, and answers for the clean ones.
+        for column in [column for column in clean if column.selected == group.selected]:
+            cell = clean_cell(row, column, result, key)
+            if cell["status"] == "done":
+                found.cells.append(cell)
+                clean.remove(column)
         for column in able:
             found.cells += [
                 attacked_cell(row, column, attacker, result, key) for attacker in group.attackers
@@ -183,12 +212,13 @@ def _reason(shop: Workshop) -> str:
     return TIME_BUDGET if shop.ends is not None else "no audit of this row was run"
 
 
-def _able(subject: Defense | Classifier, group: Group) -> tuple[list[Column], dict[Column, str]]:
+def _able(
+    subject: Defense | Classifier, row: Row, group: Group
+) -> tuple[list[Column], dict[Column, str]]:
     """Columns whose attack can run here, and why the others cannot."""
     able, unable = [], {}
     for column in group.columns:
-        assert column.attack is not None
-        attack = make_attack(column.attack)
+        attack = make_attack(str(column.attack_of(row)))
         check = getattr(attack, "check", None)
         try:
             if check is not None:
@@ -210,7 +240,8 @@ def _audited(
 ) -> tuple[AuditResult, str]:
     """One audit, read where it is finished and gone on with where it is not."""
     recipe, threat = shop.recipe, group.threat
-    attacks = [str(column.attack) for column in columns]
+    # Two columns may ask for one attack, as a column of each row's own does.
+    attacks = list(dict.fromkeys(str(column.attack_of(row)) for column in columns))
     facts = {
         "subject": subject.fingerprint(),
         "images": images.fingerprint(),
@@ -221,8 +252,11 @@ def _audited(
         "batch_size": recipe.batch_size,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    # Named after what is audited and not after the row, so that recipes may share it.
-    named = slug(f"{row.model} {row.defense or ''}")
+    # Named after what is audited and not after the row, so that recipes may share it; what one
+    # calls a defense another may call otherwise, and a corrector has one name.
+    options = recipe.defenses[row.defense][1] if row.defense is not None else {}
+    title = fit_of(options) or row.defense
+    named = slug(f"{row.model} {title or ''} {'selected' if group.selected else ''}")
     key = f"{named}-{threat.norm}-n{len(images)}-{digest[:8]}"
     folder = shop.audits / key
     if (folder / "manifest.json").is_file():
@@ -240,7 +274,7 @@ def _audited(
             subject, images.images(), images.labels, ids=images.ids, threat=threat,
             attacks=attacks, attackers=group.attackers, seed=shop.seed,
             batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
-            workers=shop.workers, time_budget=budget, device=shop.device, name=row.defense,
+            workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
                   "classes": list(images.classes)},
             show=shop.show, announce=shop.say,

@@ -9,7 +9,7 @@ __all__ = ["terminal_lines"]
 
 
 def terminal_lines(record: Mapping[str, Any]) -> list[str]:
-    """One line for each row and column, the attackers side by side, and what was left out."""
+    """One line for each row and column or explained corrector, and what was left out."""
     lines = []
     for row in record["rows"]:
         for column in record["columns"]:
@@ -27,4 +27,11 @@ def terminal_lines(record: Mapping[str, Any]) -> list[str]:
                 who = "" if cell["attacker"] == "none" else f"{cell['attacker']} "
                 parts.append(f"{who}{cell['accuracy']:.1%}")
             lines.append(f"{row['name']}, {column['name']}: {', '.join(parts)} (n={done[0]['n']})")
+    for subject in record.get("explanation", {}).get("subjects", ()):
+        if "attacked" in subject:
+            part = subject["attacked"]
+            lines.append(
+                f"{subject['name']}: right {part['uncorrected']['accuracy']:.1%}, corrected "
+                f"{part['corrected']['accuracy']:.1%} (n={subject['n']})"
+            )
     return [*lines, *(f"left out: {words}" for words in record["left_out"])]

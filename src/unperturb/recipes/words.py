@@ -17,6 +17,8 @@ __all__ = [
     "line_of",
     "ours_text",
     "paper_text",
+    "share_text",
+    "spelled",
     "threat_text",
 ]
 
@@ -29,6 +31,26 @@ def accuracy_text(part: Mapping[str, Any] | None) -> str:
         return ""
     low, high = part["interval"]
     return f"{part['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def share_text(part: Mapping[str, Any] | None) -> str:
+    """A share of images with its interval, as ``statistics.rate`` gives it."""
+    if part is None:
+        return "no such image"
+    low, high = part["interval"]
+    return f"{part['rate']:.1%} ({low:.1%} to {high:.1%}; n = {part['n']:,})"
+
+
+def spelled(seconds: float) -> str:
+    """A time in words.
+
+    Example:
+        >>> spelled(40), spelled(600), spelled(9000)
+        ('40 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def paper_text(value: Any) -> str:

@@ -1,16 +1,15 @@
-"""Decisions: logits before and after purification to scores."""
+"""What every decision shares."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from unperturb.stages import Stage
 
-__all__ = ["DECISIONS", "Decision", "LogitsAfter"]
+__all__ = ["Decision"]
 
 
 class Decision(Stage):
@@ -39,21 +38,10 @@ class Decision(Stage):
         """The alternatives between which the decision chooses, each (N, K), for an attacker."""
         return {}
 
+    def check_fitted(self, classifier: str, num_classes: int) -> None:
+        """Refuse to serve a classifier other than the one it was fitted on.
 
-class LogitsAfter(Decision):
-    """The answer is what the classifier says of the purified image."""
-
-    name = "logits-after"
-    reads = frozenset({"after"})
-
-    def forward(self, before: Tensor | None, after: Tensor | None, flagged: Tensor) -> Tensor:
-        """Return the logits after."""
-        assert isinstance(after, torch.Tensor)
-        return after
-
-
-DECISIONS: dict[str, type[Decision]] = {LogitsAfter.name: LogitsAfter}
-"""Decisions by name."""
-
-# At the end: it takes its base class from here, and enters itself into DECISIONS.
-import unperturb.logit_update  # noqa: E402, F401
+        Args:
+            classifier: Fingerprint of the classifier it shall serve.
+            num_classes: Its number of classes K.
+        """

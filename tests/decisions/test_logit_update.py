@@ -11,11 +11,10 @@ from torch import Tensor
 
 from unperturb.attacks import Surface
 from unperturb.audit.arsenal import adaptive_backwards, adaptive_goals
-from unperturb.decisions import DECISIONS
+from unperturb.decisions import DECISIONS, LogitUpdate
 from unperturb.defense import Defense
 from unperturb.detectors import ThresholdDetector
 from unperturb.errors import ConfigError
-from unperturb.logit_update import LogitUpdate
 from unperturb.purifiers import FGSMStep, Purifier, UNetDenoiser
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from unperturb.decisions import DECISIONS, Decision
+from unperturb.decisions.base import Decision
 
 __all__ = ["LogitUpdate"]
 
@@ -51,6 +51,3 @@ class LogitUpdate(Decision):
         """The difference where flagged, else the logits after, (N, K)."""
         both = self.branches(before, after)
         return torch.where(flagged[:, None], both["difference"], both["after"])
-
-
-DECISIONS[LogitUpdate.name] = LogitUpdate
