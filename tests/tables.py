@@ -68,6 +68,41 @@ PURIFIER_ROWS = (
         options={"constant": 0.5, "confidence": 0.25, "steps": 3, "lr": 0.02},
         wrong=({"constant": 0.0}, {"confidence": -1.0}, {"steps": 1001}, {"lr": "fast"}),
     ),
+    Row(
+        "latent-optimization",
+        options={
+            "vae": {
+                "image_shape": [3, 8, 8],
+                "width": 4,
+                "downsample": 1,
+                "latent_channels": 2,
+                "pixel_range": [0.0, 1.0],
+            },
+            "steps": 3,
+            "lr": 0.1,
+            "optimizer": "gd",
+            "start": "random",
+            "tolerance": 0.001,
+            "reference": True,
+        },
+        wrong=(
+            {"steps": -1},
+            {"lr": 0.0},
+            {"optimizer": "sgd"},
+            {"start": "zero"},
+            {"tolerance": 0.75},
+            {"level": 3},
+            {"unified": 1},
+        ),
+    ),
+    Row(
+        "unet-denoiser",
+        options={
+            "unet": {"in_channels": 3, "width": 4, "depth": 1, "convolutions": 1},
+            "clip": False,
+        },
+        wrong=({"clip": "yes"},),
+    ),
 )
 
 DETECTOR_ROWS = (
@@ -80,6 +115,7 @@ DETECTOR_ROWS = (
 
 DECISION_ROWS = (
     Row("logits-after"),
+    Row("logit-update"),
     Row(
         "logit-correction",
         options={

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from unperturb.detectors import DETECTORS, Detector, ThresholdDetector
+from unperturb.detectors import DETECTORS, STATISTICS, Detector, ThresholdDetector
 from unperturb.errors import ConfigError, SpecError, ThresholdError
 from unperturb.stages import build_stage
 
@@ -19,6 +19,21 @@ def test_statistics() -> None:
     assert ThresholdDetector()(BEFORE, AFTER).tolist() == [3.5, 1.0]
     signed = ThresholdDetector(statistic="signed-change")
     assert signed(BEFORE, AFTER).tolist() == [-0.5, -1.0]
+    assert ThresholdDetector(statistic="max-change")(BEFORE, AFTER).tolist() == [2.0, 1.0]
+    euclid = ThresholdDetector(statistic="l2-change")(BEFORE, AFTER)
+    torch.testing.assert_close(euclid, torch.tensor([5.25**0.5, 1.0]))
+    p, q = (torch.distributions.Categorical(logits=z) for z in (BEFORE, AFTER))
+    divergence = ThresholdDetector(statistic="kl")(BEFORE, AFTER)
+    torch.testing.assert_close(divergence, torch.distributions.kl_divergence(p, q))
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_statistics_of_equal_logits_are_zero_with_a_finite_slope(statistic: str) -> None:
+    after = BEFORE.clone().requires_grad_()
+    score = STATISTICS[statistic](BEFORE, after)
+    torch.testing.assert_close(score, torch.zeros(2))
+    (gradient,) = torch.autograd.grad(score.sum(), after)
+    assert bool(torch.isfinite(gradient).all())
 
 
 def test_flags_and_slack_agree() -> None:

@@ -21,12 +21,21 @@ if TYPE_CHECKING:
     from unperturb.classifiers import as_classifier, load_classifier
     from unperturb.correction import Corrector, load_corrector
     from unperturb.data import load_images
-    from unperturb.decisions import LogitCorrection, LogitsAfter
+    from unperturb.decisions import LogitCorrection, LogitsAfter, LogitUpdate
     from unperturb.defense import Defense, Prediction
     from unperturb.detectors import ThresholdDetector
-    from unperturb.presets import logit_correction, tpap
-    from unperturb.purifiers import CWStep, FGSMStep, Identity, PGDStep
+    from unperturb.generative import load_denoiser, load_vae
+    from unperturb.presets import alu, logit_correction, tpap
+    from unperturb.purifiers import (
+        CWStep,
+        FGSMStep,
+        Identity,
+        LatentOptimization,
+        PGDStep,
+        UNetDenoiser,
+    )
     from unperturb.threat import L2, Linf
+    from unperturb.thresholds import fit_threshold
 
     __version__: str
 
@@ -37,18 +46,25 @@ __all__ = [
     "Defense",
     "FGSMStep",
     "Identity",
+    "LatentOptimization",
     "Linf",
     "LogitCorrection",
+    "LogitUpdate",
     "LogitsAfter",
     "PGDStep",
     "Prediction",
     "ThresholdDetector",
+    "UNetDenoiser",
     "__version__",
+    "alu",
     "as_classifier",
     "audit",
+    "fit_threshold",
     "load_classifier",
     "load_corrector",
+    "load_denoiser",
     "load_images",
+    "load_vae",
     "logit_correction",
     "make_attack",
     "tpap",
@@ -61,16 +77,23 @@ _HOMES = {
     "FGSMStep": "unperturb.purifiers",
     "Identity": "unperturb.purifiers",
     "L2": "unperturb.threat",
+    "LatentOptimization": "unperturb.purifiers",
     "Linf": "unperturb.threat",
     "LogitCorrection": "unperturb.decisions",
+    "LogitUpdate": "unperturb.decisions",
     "LogitsAfter": "unperturb.decisions",
     "PGDStep": "unperturb.purifiers",
     "Prediction": "unperturb.defense",
     "ThresholdDetector": "unperturb.detectors",
+    "UNetDenoiser": "unperturb.purifiers",
+    "alu": "unperturb.presets",
     "as_classifier": "unperturb.classifiers",
+    "fit_threshold": "unperturb.thresholds",
     "load_classifier": "unperturb.classifiers",
     "load_corrector": "unperturb.correction",
+    "load_denoiser": "unperturb.generative",
     "load_images": "unperturb.data",
+    "load_vae": "unperturb.generative",
     "logit_correction": "unperturb.presets",
     "make_attack": "unperturb.attacks.registry",
     "tpap": "unperturb.presets",

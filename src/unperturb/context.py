@@ -44,8 +44,15 @@ class Context:
         self._raw: Tensor | None = None
         self._before: Tensor | None = None
 
-    def classify(self, reading: Tensor) -> Tensor:
-        """Logits (N, K) of what the classifier reads."""
+    def classify(self, reading: Tensor, *, inside: bool = False) -> Tensor:
+        """Logits (N, K) of what the classifier reads.
+
+        Args:
+            reading: Images (N, C, H, W), or what the network within the classifier reads.
+            inside: Whether it is the latter: see ``Purifier.inside``.
+        """
+        if inside:
+            return self._classifier.read(reading)  # type: ignore[operator,no-any-return]
         return self._classifier(reading)  # type: ignore[no-any-return]
 
     def before(self) -> Tensor:

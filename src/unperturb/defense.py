@@ -120,6 +120,13 @@ class Defense(nn.Module):
         self.purifier: Purifier = purifier if purifier is not None else Identity()
         self.detector: Detector | None = detector
         self.decision: Decision = decision if decision is not None else LogitsAfter()
+        if detector is None and self.decision.needs_flags:
+            raise ConfigError(
+                f"The decision {self.decision.name!r} chooses by a flag, and there is no detector",
+                expected="a detector whose flag it reads",
+                fix="detector=ThresholdDetector(threshold=...), or unperturb fit alu",
+            )
+        self.purifier.check_classifier(self.classifier)
         if detector is not None:
             detector.check_fitted(self.classifier.fingerprint(), self.purifier.fingerprint())
         if type(self.decision).check_fitted is not Decision.check_fitted:
@@ -173,7 +180,11 @@ class Defense(nn.Module):
         if "after" in reads:
             assert purified is not None
             unchanged = purified.reading is images and purified.reference is None
-            after = ctx.before() if unchanged else ctx.classify(purified.reading)
+            after = (
+                ctx.before()
+                if unchanged
+                else ctx.classify(purified.reading, inside=self.purifier.inside)
+            )
         flagged = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         if self.detector is not None:
             detected = self.detector(before, after)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unperturb.errors import ConfigError, ThresholdError, unknown_name
@@ -24,9 +25,31 @@ def _signed(before: Tensor, after: Tensor) -> Tensor:
     return (after - before).sum(1)
 
 
-STATISTICS: dict[str, Statistic] = {"absolute-change": _absolute, "signed-change": _signed}
-"""Statistics of the logits before and after, (N, K) twice to (N,): the sum over classes of
-``|after - before|``, or of ``after - before``."""
+def _greatest(before: Tensor, after: Tensor) -> Tensor:
+    return (after - before).abs().amax(1)
+
+
+def _euclidean(before: Tensor, after: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(after - before, dim=1)
+    return found
+
+
+def _divergence(before: Tensor, after: Tensor) -> Tensor:
+    log_p, log_q = F.log_softmax(before, 1), F.log_softmax(after, 1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+STATISTICS: dict[str, Statistic] = {
+    "absolute-change": _absolute,
+    "signed-change": _signed,
+    "max-change": _greatest,
+    "l2-change": _euclidean,
+    "kl": _divergence,
+}
+"""Statistics of the logits before and after, (N, K) twice to (N,).
+
+With ``d = after - before``, over classes: the sum of ``|d|``, the sum of ``d``, the maximum of
+``|d|``, the Euclidean norm of ``d``, and ``KL(softmax(before) || softmax(after))`` in nats."""
 
 
 class Detector(Stage):
@@ -69,7 +92,8 @@ class ThresholdDetector(Detector):
     """Flags an image whose logits change more than a threshold under purification.
 
     Args:
-        statistic: ``absolute-change`` or ``signed-change``.
+        statistic: A name of ``STATISTICS``: ``absolute-change``, ``signed-change``, ``max-change``,
+            ``l2-change`` or ``kl``.
         threshold: Scores above it are flagged; None until ``fit``.
         action: ``route`` or ``reject``.
         fitted_on: What ``fit`` wrote: fingerprints of classifier and purifier, split, quantile.
@@ -125,8 +149,11 @@ class ThresholdDetector(Detector):
         classifier: str,
         purifier: str,
         split: str,
+        images: dict[str, Any] | None = None,
     ) -> ThresholdDetector:
         """A copy whose threshold is a quantile of the scores of clean images.
+
+        ``fit_threshold`` of ``unperturb.thresholds`` computes the scores too.
 
         Args:
             scores: Scores of clean images (N,).
@@ -134,6 +161,7 @@ class ThresholdDetector(Detector):
             classifier: Fingerprint of the classifier the scores come from.
             purifier: Fingerprint of the purifier.
             split: The data and split they come from.
+            images: More facts of these images, JSON-able, for the record.
 
         Raises:
             ConfigError: The quantile is out of range, or there are no finite scores.
@@ -154,6 +182,7 @@ class ThresholdDetector(Detector):
                 "purifier": purifier,
                 "split": split,
                 "quantile": quantile,
+                **({} if images is None else {"images": images}),
             },
         )
 

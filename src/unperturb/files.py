@@ -13,7 +13,14 @@ from typing import Any
 
 from unperturb.errors import OutputError
 
-__all__ = ["short_paths", "write_atomic", "write_json", "write_tensors", "write_text"]
+__all__ = [
+    "check_writable",
+    "short_paths",
+    "write_atomic",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
 
 
 def _fix(error: OSError) -> str:
@@ -61,6 +68,24 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and find out whether files can be written there, before any work is done.
+
+    Raises:
+        OutputError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write into {folder}: {error.strerror or error}",
+            expected="a folder that can be written to",
+            fix="choose another --out",
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,7 +20,14 @@ from unperturb.files import write_json, write_tensors
 from unperturb.purifiers import PURIFIERS, Purifier
 from unperturb.stages import build_stage
 
-__all__ = ["FORMAT", "is_defense_folder", "load_defense", "push_defense", "save_defense"]
+__all__ = [
+    "FORMAT",
+    "is_defense_folder",
+    "load_defense",
+    "load_detector",
+    "push_defense",
+    "save_defense",
+]
 
 SCHEMA_VERSION = 1
 FORMAT = "unperturb-defense"
@@ -122,6 +129,30 @@ def load_defense(
     assert detector is None or isinstance(detector, Detector)
     _load_stages(folder, {"purifier": purifier, "detector": detector, "decision": decision})
     return Defense(classifier, purifier=purifier, detector=detector, decision=decision).to(device)
+
+
+def load_detector(source: str | Path) -> Detector:
+    """The detector of a saved defense alone, with what it was fitted on.
+
+    Args:
+        source: A folder, or the id of a repository on the Hugging Face hub.
+
+    Raises:
+        SpecError: There is no such folder.
+        ConfigError: It is no defense, one of another version, or one without a detector.
+    """
+    folder = _folder(source)
+    settings = _config(folder)["detector"]
+    if settings is None:
+        raise ConfigError(
+            f"The defense in {str(source)!r} has no detector",
+            expected="a defense with a fitted threshold",
+            fix="unperturb fit alu makes one",
+        )
+    detector = build_stage("detectors", DETECTORS, settings)
+    assert isinstance(detector, Detector)
+    _load_stages(folder, {"detector": detector})
+    return detector
 
 
 def _load_stages(folder: Path, stages: dict[str, Any]) -> None:

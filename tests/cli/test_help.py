@@ -17,6 +17,8 @@ import torch
 import unperturb
 from unperturb.classifiers import load_classifier
 from unperturb.cli import unperturb as program
+from unperturb.generative import save_generative
+from unperturb.networks.vae import VAE
 
 Run = Callable[..., Any]
 
@@ -112,6 +114,7 @@ def project(
     class_folders("photos", classes=2)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "fgsm").symlink_to(saved)
+    save_generative(VAE(width=2, latent_channels=1), tmp_path / "runs" / "vae")
     torch.save(load_classifier(str(saved)).module.state_dict(), tmp_path / "weights.pth")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -136,5 +139,8 @@ def test_examples_of_the_help_work(project: Path, run: Run) -> None:
     [words] = _examples(run("merge", "--help").out)
     run(*words)
     written = {path.name for path in (project / "runs").iterdir()}
-    assert written == {"adversarial", "fgsm", "part1", "part2", "pgd", "standard", "tpap", "whole"}
+    assert written == {
+        "adversarial", "fgsm", "part1", "part2", "pgd", "standard", "tpap", "unified", "vae",
+        "whole",
+    }  # fmt: skip
     assert (project / "runs" / "whole" / "report.html").is_file()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from unperturb.attacks.base import BaseAttack
 from unperturb.attacks.batch import Batch, Objective
+from unperturb.attacks.draws import pieces
 from unperturb.attacks.engine import start_point
 from unperturb.attacks.losses import LOSSES, resolve_loss
 from unperturb.defense import Terms
@@ -300,9 +301,12 @@ def _rank_others(batch: Batch) -> Tensor:
         if draws == 1:
             scores = surface.attacked(surface.terms(batch.origin, keys))
         else:
-            copies = batch.origin.repeat_interleave(draws, 0)
-            scores = surface.attacked(surface.terms(copies, keys.copies(draws)))
-            scores = scores.view(len(batch), draws, -1).mean(1)
+            copies, keys = batch.origin.repeat_interleave(draws, 0), keys.copies(draws)
+            parts = [
+                surface.attacked(surface.terms(copies[piece], keys[piece]))
+                for piece in pieces(len(copies), copies.shape[1:], draws)
+            ]
+            scores = torch.cat(parts).view(len(batch), draws, -1).mean(1)
     batch.queries += draws
     true = torch.nn.functional.one_hot(batch.labels, scores.shape[1]).bool()
     # The true class last, behind scores that are not numbers, and then cut off.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unperturb.attacks.draws import pieces
 from unperturb.attacks.losses import resolve_loss
 from unperturb.attacks.surface import Judged, Surface
 from unperturb.defense import Terms
@@ -135,6 +136,9 @@ class Batch:
     ) -> Step:
         """Mean gradient of the objective over the draws, and whether the goal is met.
 
+        Many draws are evaluated in pieces (``draws.pieces``): a row keeps its graph while its
+        piece is done, and no longer.
+
         Args:
             point: Images (n, C, H, W), one for each entry of ``index``.
             index: Rows of the batch they belong to (repeats are padding).
@@ -151,15 +155,15 @@ class Batch:
             keys = keys.copies(draws)
             point, labels = point.repeat_interleave(draws, 0), labels.repeat_interleave(draws, 0)
             rows = index.repeat_interleave(draws, 0)
-        with torch.enable_grad(), input_gradients(self.surface.target):
-            # Repeated rows have lost their layout.
-            leaf = point.detach().contiguous(memory_format=self.layout).requires_grad_()
-            shown = leaf if view is None or keys is None else view(leaf, keys)
-            terms = self.surface.terms(shown, keys if self.surface.stochastic else None)
-            value = objective(terms, labels, rows)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        wrong = self.surface.success(terms, labels).detach()
-        value = value.detach()
+        parts = [
+            self._slope(
+                point[piece], labels[piece], rows[piece], keys and keys[piece], objective, view
+            )
+            for piece in pieces(len(point), point.shape[1:], draws)
+        ]
+        gradient, value, wrong = (
+            found[0] if len(found) == 1 else torch.cat(found) for found in zip(*parts, strict=True)
+        )
         sure = wrong & (not self.surface.stochastic)
         if draws > 1:
             gradient = gradient.view(-1, draws, *gradient.shape[1:]).mean(1)
@@ -175,6 +179,25 @@ class Batch:
         self.queries[index] = self.queries[index] + draws
         self.count_gradients(index, size == 0, ~finite)
         return Step(gradient, value, wrong, sure)
+
+    def _slope(
+        self,
+        point: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        keys: Keys | None,
+        objective: Objective,
+        view: View | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient, value and success of rows that are one draw each."""
+        with torch.enable_grad(), input_gradients(self.surface.target):
+            # Repeated rows have lost their layout.
+            leaf = point.detach().contiguous(memory_format=self.layout).requires_grad_()
+            shown = leaf if view is None or keys is None else view(leaf, keys)
+            terms = self.surface.terms(shown, keys if self.surface.stochastic else None)
+            value = objective(terms, labels, rows)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return gradient, value.detach(), self.surface.success(terms, labels).detach()
 
     def count_gradients(self, index: Tensor, zero: Tensor, nan: Tensor) -> None:
         """Count one gradient evaluation of each of these images.
@@ -214,11 +237,7 @@ class Batch:
             found = self.surface.judge(point.contiguous(memory_format=self.layout), labels, named)
             one = torch.zeros_like(found.margins) if self.surface.stochastic else None
             return found._replace(share=one)
-        found = self.surface.judge(
-            point.repeat_interleave(draws, 0).contiguous(memory_format=self.layout),
-            labels.repeat_interleave(draws, 0),
-            named.copies(draws),
-        )
+        found = self._judged(point, labels, named, draws)
         shape = (-1, draws)
         share = found.success.view(shape).float().mean(1)
         if draws < VOTES:
@@ -231,6 +250,23 @@ class Batch:
             None if found.slack is None else found.slack.view(shape).mean(1),
             share,
         )
+
+    def _judged(self, point: Tensor, labels: Tensor, keys: Keys, draws: int) -> Judged:
+        """Verdicts on every draw of images, one row each."""
+        copies, labels = point.repeat_interleave(draws, 0), labels.repeat_interleave(draws, 0)
+        keys = keys.copies(draws)
+        parts = [
+            self.surface.judge(
+                copies[piece].contiguous(memory_format=self.layout), labels[piece], keys[piece]
+            )
+            for piece in pieces(len(copies), copies.shape[1:], draws)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        joined = [
+            None if found[0] is None else torch.cat(found) for found in zip(*parts, strict=True)
+        ]
+        return Judged(*joined)  # type: ignore[arg-type]
 
     def leave(self, rows: Tensor, images: Tensor) -> None:
         """These rows met the goal with these images, and are done."""

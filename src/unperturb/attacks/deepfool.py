@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unperturb.attacks.batch import Batch
+from unperturb.attacks.draws import pieces
 from unperturb.attacks.losses import margin
 from unperturb.attacks.minimal import MinimalNorm, Nearest
 from unperturb.defense import Terms
@@ -30,6 +31,7 @@ class _Face(NamedTuple):
     distance: Tensor  # (n,): |f_k - f_y| / ||w_k||, infinite where every gradient is zero
     size: Tensor  # (n,): the norm of w_k: L2, or L1 under Linf
     wrong: Tensor  # (n,) bool: the goal is met here, for most draws
+    finite: Tensor  # (n,) bool: every gradient was finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,23 @@ def _values(batch: Batch, terms: Terms, labels: Tensor, others: Tensor) -> Tenso
 def _nearest_face(
     batch: Batch, point: Tensor, index: Tensor, others: Tensor, draw: int, norm: str
 ) -> _Face:
+    """The nearest face of every image; many draws are evaluated in pieces, an image in one."""
+    shape = (batch.draws, *point.shape[1:])
+    parts = [
+        _faces(batch, point[piece], index[piece], others[piece], draw, norm)
+        for piece in pieces(len(point), shape, batch.draws)
+    ]
+    face = parts[0]
+    if len(parts) > 1:
+        face = _Face(*(torch.cat(found) for found in zip(*parts, strict=True)))
+    batch.queries[index] = batch.queries[index] + batch.draws
+    batch.count_gradients(index, torch.isinf(face.distance), ~face.finite)
+    return face
+
+
+def _faces(
+    batch: Batch, point: Tensor, index: Tensor, others: Tensor, draw: int, norm: str
+) -> _Face:
     """One forward pass, and one backward pass for each other class; only the nearest is kept."""
     draws, surface = batch.draws, batch.surface
     keys = batch.keys[index].draw(draw) if surface.stochastic else None
@@ -190,6 +209,4 @@ def _nearest_face(
             normal = torch.where(nearer.view(-1, 1, 1, 1), gradient, normal)
     success = surface.success(terms, labels).detach()
     wrong = success.view(count, draws).to(torch.float32).mean(1) > 0.5
-    batch.queries[index] = batch.queries[index] + draws
-    batch.count_gradients(index, torch.isinf(best), ~finite)
-    return _Face(normal, best, size, wrong)
+    return _Face(normal, best, size, wrong, finite)

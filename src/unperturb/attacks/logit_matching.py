@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unperturb.attacks.batch import Batch, Objective
+from unperturb.attacks.draws import pieces
 from unperturb.attacks.engine import FirstOrder
 from unperturb.defense import Terms
 
@@ -90,10 +91,13 @@ def _templates(batch: Batch) -> Tensor:
     draws, keys, images = batch.draws, batch.domain("template"), batch.origin
     if draws > 1:
         keys, images = keys.copies(draws), images.repeat_interleave(draws, 0)
-    with torch.enable_grad():
-        # Only images that ask for a gradient are shown the undefended classifier's logits.
-        leaf = images.contiguous(memory_format=batch.layout).detach().requires_grad_()
-        logits = _logits(batch.surface.terms(leaf, keys)).detach()
+    parts = []
+    for piece in pieces(len(images), images.shape[1:], draws):
+        with torch.enable_grad():
+            # Only images that ask for a gradient are shown the undefended classifier's logits.
+            leaf = images[piece].contiguous(memory_format=batch.layout).detach().requires_grad_()
+            parts.append(_logits(batch.surface.terms(leaf, keys[piece])).detach())
+    logits = torch.cat(parts)
     if draws > 1:
         logits = logits.view(-1, draws, logits.shape[1]).mean(1)
     batch.queries += draws

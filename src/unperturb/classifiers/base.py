@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -133,18 +133,38 @@ class Classifier(nn.Module):
         return images
 
     def forward(self, images: Tensor) -> Tensor:
-        read = self.prepare(images)
+        return self._logits(self.module, self.prepare(images))
+
+    def _logits(self, network: Callable[[Tensor], Tensor], read: Tensor) -> Tensor:
         if self._rows_only:
             read = read.contiguous()
         try:
-            return self.module(read)  # type: ignore[no-any-return]
+            return network(read)
         except RuntimeError as error:
             if "view size is not compatible" not in str(error) or read.is_contiguous():
                 raise
         # A net that views its features as rows cannot read channels_last images, which attacks
         # and audits use because they are faster; from now on it gets plain ones.
         self._rows_only = True
-        return self.module(read.contiguous())  # type: ignore[no-any-return]
+        return network(read.contiguous())
+
+    def read(self, reading: Tensor) -> Tensor:
+        """Logits (N, K) of what the network behind a generative model of its own reads.
+
+        A classifier that was trained through a VAE (``unperturb.generative.through_vae``) puts
+        every image through it first; a purifier that has done so hands its result over here.
+
+        Raises:
+            InputError: The module has no such network.
+        """
+        inner = getattr(self.module, "read", None)
+        if not callable(inner):
+            raise InputError(
+                f"The network {_class_name(self.module)} reads images, and nothing behind them",
+                expected="a classifier that was trained through a VAE",
+                fix="unperturb train --through VAE makes one",
+            )
+        return self._logits(inner, reading)
 
     def features(self, images: Tensor) -> Tensor:
         """Penultimate features, if the module has a ``features`` method.

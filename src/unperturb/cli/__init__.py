@@ -16,6 +16,9 @@ from unperturb.cli.cost import cost
 from unperturb.cli.demo import demo
 from unperturb.cli.explain import explain
 from unperturb.cli.fit import fit
+from unperturb.cli.fit_alu import alu
+from unperturb.cli.fit_denoiser import denoiser
+from unperturb.cli.fit_vae import vae
 from unperturb.cli.listing import listing
 from unperturb.cli.predict import predict
 from unperturb.cli.reproduce import reproduce
@@ -42,6 +45,9 @@ def unperturb() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong use, 3 below the gate (--fail-under), 130 stopped.
     """
 
+
+for part in (vae, alu, denoiser):
+    fit.add_command(part)
 
 for command in (
     demo,

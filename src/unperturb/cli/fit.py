@@ -1,4 +1,4 @@
-"""``unperturb fit``: networks that a defense needs, trained on what an attack leaves."""
+"""``unperturb fit``: a group, to which each part of a defense adds one command."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from unperturb.correction.config import CorrectionConfig
 
 
-@click.group(short_help="Fit what a defense needs: logit-correction on a logit bank.")
+@click.group(short_help="Fit a part of a defense: a corrector, a VAE, a threshold.")
 def fit() -> None:
-    """Fit a network that a defense needs.
+    """Fit a part of a defense on training images, or on a bank of their logits.
 
     \b
-    Example:
+    Examples:
       unperturb fit logit-correction --bank runs/bank --out runs/corrector
+      unperturb fit vae --data cifar10/ --epochs 10 --out runs/vae
     """
 
 

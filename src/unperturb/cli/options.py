@@ -30,6 +30,7 @@ __all__ = [
     "echo_json",
     "image_size",
     "load_subject",
+    "option_pairs",
     "read_data",
     "run_options",
     "setup",
@@ -379,10 +380,16 @@ def load_subject(
             expected="--classifier",
             fix="--classifier cifar-resnet20@weights.safetensors, say",
         )
-    return make_preset(name, net, **_preset_options(query)).to(device), name
+    return make_preset(name, net, **option_pairs(query)).to(device), name
 
 
-def _preset_options(query: str) -> dict[str, object]:
+def option_pairs(query: str) -> dict[str, object]:
+    """What follows the question mark of a preset or a purifier, each of the kind it is written as.
+
+    Example:
+        >>> option_pairs("radius=1/4&clip=false&steps=3&step=pgd&vae=runs/vae")
+        {'radius': 0.25, 'clip': False, 'steps': 3, 'step': 'pgd', 'vae': 'runs/vae'}
+    """
     pairs = (pair.partition("=") for pair in filter(None, query.split("&")))
     return {key: _option_value(key, text) for key, _, text in pairs}
 

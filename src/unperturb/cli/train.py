@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 @click.command(short_help="Train a classifier, as usual or on adversarial examples.")
 @click.option("--arch", help="A network to train from scratch, such as cifar-resnet20.")
 @click.option("--start", help="Or a classifier to start from: a folder or ARCH@WEIGHTS.")
+@click.option("--through", metavar="VAE",
+              help="Folder of a VAE that every image goes through first, in training and ever "
+                   "after: unified ALU.")  # fmt: skip
+@click.option("--level", type=int,
+              help="With --through: the level of its decoder that is read in the place of images, "
+                   "0 for its first layer: asymmetric ALU.")  # fmt: skip
 @click.option("--normalize", default="none", show_default=True,
               help="Normalization in front of a new network: none, imagenet, cifar10.")  # fmt: skip
 @data_options(default_split="train")
@@ -84,6 +90,7 @@ def train(**options: Any) -> int:
         --milestones 0.7 --epochs 8 --data cifar10/ --out runs/fgsm
       unperturb train --start runs/standard --objective pgd --eps 8/255 --lr 0.05 \\
         --schedule one-cycle --epochs 10 --data cifar10/ --out runs/pgd
+      unperturb train --arch cifar-resnet20 --through runs/vae --data cifar10/ --out runs/unified
       accelerate launch --multi_gpu --num_processes 2 -m unperturb train \\
         --start runs/standard --objective trades --data cifar10/ --out runs/trades
 
@@ -92,6 +99,7 @@ def train(**options: Any) -> int:
     import torch
 
     from unperturb.classifiers import load_classifier, new_classifier
+    from unperturb.generative import load_vae, through_vae
     from unperturb.training import train_classifier
     from unperturb.training.processes import launched
 
@@ -100,10 +108,18 @@ def train(**options: Any) -> int:
             "One of --arch and --start is needed, and not both",
             expected="--arch NAME to train from scratch, or --start CLASSIFIER",
         )
+    level = options["level"]
+    if level is not None and (options["through"] is None or options["start"] is not None):
+        raise SpecError(
+            f"--level {level} is given without --through and --arch",
+            expected="--arch NAME --through VAE --level L",
+            fix="leave --level out; a --start that was trained at a level stays there",
+        )
     config = _config(options)
-    _check_folder(Path(options["out"]))
+    vae = None if options["through"] is None else load_vae(options["through"])
+    check_folder(Path(options["out"]))
     device = setup(options["device"], options["threads"])
-    data = _training_data(options)
+    data = training_data(options)
     _check_holdout(data, config)
     if options["start"] is not None:
         classifier = load_classifier(options["start"])
@@ -111,10 +127,12 @@ def train(**options: Any) -> int:
         classifier = new_classifier(
             options["arch"],
             num_classes=len(data.classes),
-            in_channels=data.pixels.shape[1],
+            in_channels=data.pixels.shape[1] if vae is None else vae.feature_shape(level)[0],
             **_normalization(options["normalize"]),
             seed=options["seed"],
         )
+    if vae is not None:
+        classifier = through_vae(classifier, vae, level=level)
     check_fit(classifier, data.images(slice(0, 2)))
     show = not (options["quiet"] or options["as_json"])
     trained = train_classifier(
@@ -153,7 +171,7 @@ def _config(options: dict[str, Any]) -> TrainConfig:
     values: dict[str, Any] = {name: options[name] for name in _PLAIN}
     values |= {
         "eps": threat_of("linf", options["eps"]).eps,
-        "milestones": _milestones(options["milestones"]),
+        "milestones": fractions(options["milestones"]),
         "mixture": _mixture(options["mixture"]),
     }
     for pair in options["more"]:
@@ -190,7 +208,7 @@ def _mixture(text: str) -> tuple[float, ...]:
     return tuple(0.0 if part == "0" else threat_of("linf", part).eps for part in parts)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder that is no training run's before anything is read or trained."""
     from unperturb.training.loop import CHECKPOINT
     from unperturb.training.run import RECORD
@@ -207,7 +225,7 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _training_data(options: dict[str, Any]) -> ImageSet:
+def training_data(options: dict[str, Any]) -> ImageSet:
     """The split named, else ``train``, else all of data without splits; never a test split."""
     if options["split"] is not None:
         return read_data(options)
@@ -261,10 +279,11 @@ def _tell(card: dict[str, Any], folder: Path, finished: bool) -> None:
     click.echo(f"weights: {folder}")
 
 
-def _milestones(text: str) -> tuple[float, ...]:
+def fractions(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
+        parts = [part.partition("/") for part in text.split(",") if part.strip()]
+        found = tuple(float(above) / float(below or 1) for above, _, below in parts)
+    except (ValueError, ZeroDivisionError):
         found = (-1.0,)
     if not all(0 <= part <= 1 for part in found):
         raise ConfigError(

@@ -21,11 +21,14 @@ class Decision(Stage):
         routes: Names of its branches, each with whether it is taken for flagged images (True), for
             unflagged ones (False), or whatever the flag says (None): an adaptive audit attacks
             every one of them.
+        needs_flags: Whether it says nothing of its own without a detector, so that a defense
+            without one is refused.
     """
 
     stochastic: bool = False
     reads: frozenset[str] = frozenset({"after"})
     routes: Mapping[str, bool | None] = MappingProxyType({})
+    needs_flags: bool = False
 
     def forward(self, before: Tensor | None, after: Tensor | None, flagged: Tensor) -> Tensor:
         """Scores (N, K) from logits before and after (each (N, K), None if not read) and flags."""

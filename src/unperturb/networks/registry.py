@@ -22,6 +22,7 @@ from unperturb.networks.resnet import WideStemResNet
 from unperturb.networks.robust import RobustCNN, RobustResNet
 from unperturb.networks.small_cnn import SmallCNN
 from unperturb.networks.squeezenet import SqueezeNet
+from unperturb.networks.through import ThroughVAE
 from unperturb.networks.vgg import CifarVGG
 from unperturb.networks.wide_resnet import WideResNet
 
@@ -52,6 +53,7 @@ class ArchSpec:
         options: Fixed keyword arguments of ``build``.
         about: One line for lists.
         examples: Names to show for a pattern.
+        listed: Whether lists show it: not where it cannot be trained by its name alone.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ArchSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
     examples: tuple[str, ...] = ()
+    listed: bool = True
 
     def match(self, name: str) -> dict[str, int] | None:
         """The placeholders' values if ``name`` is this architecture, else None."""
@@ -190,6 +193,15 @@ for _spec in (
         geometry=Geometry(resize=227, crop=(227, 227)),
         about="SqueezeNet 1.0 for ImageNet, reads 227x227",
     ),
+    ArchSpec(
+        "through-vae",
+        ThroughVAE,
+        head="net.linear.weight",
+        stem="vae.encoder.0.weight",
+        input_size=(32, 32),
+        listed=False,
+        about="another network behind a VAE: what unperturb train --through makes",
+    ),
 ):
     register(_spec)
 
@@ -223,7 +235,8 @@ def network_names() -> list[str]:
     _load_entry_points()
     names: set[str] = set()
     for spec in NETWORKS.values():
-        names.update(spec.examples if "{" in spec.name else (spec.name,))
+        if spec.listed:
+            names.update(spec.examples if "{" in spec.name else (spec.name,))
     return sorted(names)
 
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from unperturb.context import Context
 from unperturb.gradients import InputGradients
 
-__all__ = ["advance", "answers", "input_gradient"]
+__all__ = ["State", "advance", "answers", "input_gradient", "replayed"]
 
 State = tuple[Tensor, ...]
 
@@ -104,7 +104,18 @@ def advance(
         _, slope = input_gradient(ctx, at(*leaves), loss, differentiable=True)
         return move(*leaves, slope)
 
-    return logits, _Unrolled.apply(again, values, *state)  # type: ignore[no-untyped-call]
+    return logits, replayed(again, values, state)
+
+
+def replayed(again: Callable[..., State], values: State, state: State) -> State:
+    """Known values with the derivative of ``again`` at a state, which is kept in their place.
+
+    Args:
+        again: The state to the values: it is called in the backward pass, and its graph freed.
+        values: What it gives, known already.
+        state: Tensors that the values depend on.
+    """
+    return _Unrolled.apply(again, values, *state)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Unrolled(torch.autograd.Function):

@@ -29,7 +29,7 @@ class Checkpoint:
 
     Args:
         network: What is trained.
-        optimizer: SGD.
+        optimizer: SGD, or any other whose state is tensors (Adam).
         fingerprint: Of settings, images, start weights and number of processes.
         path: The file; None keeps nothing on disk.
         average: Moving average of the network, where that is what is kept.
@@ -106,6 +106,11 @@ class Checkpoint:
             if (buffer := tensors.get(f"momentum.{index}")) is not None:
                 state = torch.empty_like(parameter).copy_(buffer)
                 self.optimizer.state[parameter]["momentum_buffer"] = state
+            for key, value in _under(tensors, f"optimizer.{index}.").items():
+                # Averages lie as their parameter does; a count of steps is one number.
+                like = parameter if value.shape == parameter.shape else value
+                state = torch.empty_like(like, dtype=value.dtype).copy_(value)
+                self.optimizer.state[parameter][key] = state
 
     def finish_epoch(self, record: Epoch, score: Score | None) -> None:
         """Take in an epoch, keep it if it scores best, and write."""
@@ -131,6 +136,9 @@ class Checkpoint:
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum.{index}"] = buffer.detach().cpu().contiguous()
+            for key, value in self.optimizer.state[parameter].items():
+                if key != "momentum_buffer" and isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
         meta = {
             "fingerprint": self.fingerprint,
             "epochs": self.epochs,

@@ -1,0 +1,74 @@
+"""Many draws in bounded pieces: what one large batch gives, in less memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unperturb.attacks import Surface, draws, make_attack
+from unperturb.context import Context
+from unperturb.defense import Defense
+from unperturb.purifiers import Purified, Purifier
+from unperturb.randomness import Keys
+from unperturb.threat import Linf
+
+DRAWS = 10
+PIECE = 7
+
+
+class Counting(Purifier):
+    """Adds noise, and remembers how many images it was shown at once."""
+
+    name = "counting"
+    stochastic = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def forward(self, images: Tensor, *, ctx: Context) -> Purified:
+        self.seen.append(len(images))
+        noisy = images + 0.05 * ctx.noise("counting", images.shape[1:])
+        return Purified(noisy, noisy)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 7, 8, 50])
+def test_pieces_cover_every_row_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(draws, "MOST_VALUES", PIECE * 12)
+    cut = draws.pieces(rows, (3, 2, 2), DRAWS)
+    assert [row for piece in cut for row in range(rows)[piece]] == list(range(rows))
+    assert all(piece.stop - piece.start <= PIECE for piece in cut)
+    assert draws.pieces(rows, (3, 2, 2), 1) == [slice(0, rows, None)]
+    monkeypatch.setattr(draws, "MOST_VALUES", 1)
+    assert len(draws.pieces(rows, (3, 2, 2), 2)) == rows
+
+
+@pytest.mark.parametrize("spec", ["pgd-3", "apgd-t-3", "deepfool-4", "logit-matching-3", "cw-l2-3"])
+def test_pieces_give_what_the_whole_gives(
+    conv: Any, pixels: Any, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    # Signs of gradients near zero would tell the two apart in single precision.
+    dtype = torch.float32 if spec.startswith(("deepfool", "cw")) else torch.float64
+    images, labels = pixels(5).to(dtype), torch.arange(5)
+    found = []
+    for most in (1 << 21, PIECE * 192):
+        monkeypatch.setattr(draws, "MOST_VALUES", most)
+        purifier = Counting()
+        surface = Surface(Defense(conv(smooth=True).to(dtype), purifier=purifier))
+        attack = make_attack(spec, draws=DRAWS)
+        keys = Keys.of(3, [str(i) for i in range(5)])
+        found.append(
+            attack.run(surface, images, labels, threat=Linf(0.03), keys=keys, stop="fixed")
+        )
+        largest = max(purifier.seen)
+        assert largest >= 5 * DRAWS if most > 10_000 else largest <= DRAWS
+    whole, cut = found
+    torch.testing.assert_close(cut.images, whole.images, rtol=0, atol=1e-5)
+    assert torch.equal(cut.success, whole.success)
+    assert torch.equal(cut.queries, whole.queries)
+    assert cut.gradients is not None
+    assert whole.gradients is not None
+    assert torch.equal(cut.gradients, whole.gradients)
