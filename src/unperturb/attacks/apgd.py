@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from unperturb.attacks.base import BaseAttack
-from unperturb.attacks.batch import Batch, Objective
+from unperturb.attacks.batch import Batch, Objective, pieces
 from unperturb.attacks.engine import start_point
 from unperturb.attacks.losses import LOSSES, resolve_loss
 from unperturb.defense import Terms
@@ -300,9 +300,12 @@ def _rank_others(batch: Batch) -> Tensor:
         if draws == 1:
             scores = surface.attacked(surface.terms(batch.origin, keys))
         else:
-            copies = batch.origin.repeat_interleave(draws, 0)
-            scores = surface.attacked(surface.terms(copies, keys.copies(draws)))
-            scores = scores.view(len(batch), draws, -1).mean(1)
+            found = []
+            for rows in pieces(len(batch), draws):
+                copies = batch.origin[rows].repeat_interleave(draws, 0)
+                made = surface.attacked(surface.terms(copies, keys[rows].copies(draws)))
+                found.append(made.view(-1, draws, made.shape[1]).mean(1))
+            scores = torch.cat(found)
     batch.queries += draws
     true = torch.nn.functional.one_hot(batch.labels, scores.shape[1]).bool()
     # The true class last, behind scores that are not numbers, and then cut off.

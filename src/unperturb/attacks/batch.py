@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from unperturb.gradients import input_gradients
 from unperturb.randomness import Keys
 from unperturb.threat import Threat
 
-__all__ = ["VOTES", "Batch", "Objective", "Step", "View", "through"]
+__all__ = ["COPIES", "VOTES", "Batch", "Objective", "Step", "View", "pieces", "through"]
 
 Objective = Callable[[Terms, Tensor, Tensor], Tensor]
 """``(terms, labels, index)`` to what the attacker raises, (N,): rows may be EOT copies, and
@@ -28,6 +28,10 @@ View = Callable[[Tensor, Keys], Tensor]
 VOTES = 9
 """An image of a random target leaves an attack when at least so many draws, and every one of them,
 meet the goal. A plain majority would stop attacks at the boundary, where fresh draws undo them."""
+
+
+COPIES = 640
+"""Most copies (images times draws) that one graph holds: more take memory, and no less time."""
 
 
 class Step(NamedTuple):
@@ -143,38 +147,85 @@ class Batch:
             view: What the target is shown in place of the images; values and verdicts are then
                 those of what it is shown.
         """
-        labels, draws, rows = self.labels[index], self.draws, index
         drawn = self.surface.stochastic or view is not None
         keys = self.keys[index].draw(draw) if drawn else None
-        if draws > 1:
-            assert keys is not None
-            keys = keys.copies(draws)
-            point, labels = point.repeat_interleave(draws, 0), labels.repeat_interleave(draws, 0)
-            rows = index.repeat_interleave(draws, 0)
-        with torch.enable_grad(), input_gradients(self.surface.target):
-            # Repeated rows have lost their layout.
-            leaf = point.detach().contiguous(memory_format=self.layout).requires_grad_()
-            shown = leaf if view is None or keys is None else view(leaf, keys)
-            terms = self.surface.terms(shown, keys if self.surface.stochastic else None)
-            value = objective(terms, labels, rows)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        wrong = self.surface.success(terms, labels).detach()
-        value = value.detach()
-        sure = wrong & (not self.surface.stochastic)
-        if draws > 1:
-            gradient = gradient.view(-1, draws, *gradient.shape[1:]).mean(1)
-            votes = wrong.view(-1, draws)
-            wrong, sure = votes.float().mean(1) > 0.5, votes.all(1) & (draws >= VOTES)
-            value = value.view(-1, draws).mean(1)
+        parts = [
+            self._mean_gradient(
+                point[rows], index[rows], None if keys is None else keys[rows], objective, view
+            )
+            for rows in pieces(len(index), self.draws)
+        ]
+        gradient, value, wrong, sure = (
+            parts[0] if len(parts) == 1 else Step(*map(torch.cat, zip(*parts, strict=True)))
+        )
         # Not flattened: that would copy a channels_last batch.
         size = gradient.abs().amax((1, 2, 3))
         finite = torch.isfinite(size)
         if not bool(finite.all()):
             gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         # Padding repeats the first row, so counts are written, not added, for each distinct row.
-        self.queries[index] = self.queries[index] + draws
+        self.queries[index] = self.queries[index] + self.draws
         self.count_gradients(index, size == 0, ~finite)
         return Step(gradient, value, wrong, sure)
+
+    def _mean_gradient(
+        self,
+        point: Tensor,
+        index: Tensor,
+        keys: Keys | None,
+        objective: Objective,
+        view: View | None,
+    ) -> Step:
+        """Gradient, value and verdict of some rows over all draws, which share one graph or few."""
+        draws, count = self.draws, len(index)
+        if draws == 1:
+            return self._one_graph(point, index, keys, objective, view)
+        assert keys is not None
+        copies = keys.copies(draws)
+        summed: Tensor | None = None
+        values, votes = [], []
+        for some in torch.arange(draws, device=index.device).split(COPIES):
+            each = len(some)
+            chosen = (torch.arange(count, device=index.device)[:, None] * draws + some).flatten()
+            found = self._one_graph(
+                point.repeat_interleave(each, 0),
+                index.repeat_interleave(each, 0),
+                copies if each == draws else copies[chosen],
+                objective,
+                view,
+            )
+            part = found.gradient.view(count, each, *point.shape[1:]).sum(1)
+            summed = part if summed is None else summed + part
+            values.append(found.value.view(count, each))
+            votes.append(found.wrong.view(count, each))
+        assert summed is not None
+        won = torch.cat(votes, 1)
+        return Step(
+            summed / draws,
+            torch.cat(values, 1).mean(1),
+            won.float().mean(1) > 0.5,
+            won.all(1) & (draws >= VOTES),
+        )
+
+    def _one_graph(
+        self,
+        point: Tensor,
+        index: Tensor,
+        keys: Keys | None,
+        objective: Objective,
+        view: View | None,
+    ) -> Step:
+        """Gradient, value and verdict of each row by itself."""
+        labels = self.labels[index]
+        with torch.enable_grad(), input_gradients(self.surface.target):
+            # Repeated rows have lost their layout.
+            leaf = point.detach().contiguous(memory_format=self.layout).requires_grad_()
+            shown = leaf if view is None or keys is None else view(leaf, keys)
+            terms = self.surface.terms(shown, keys if self.surface.stochastic else None)
+            value = objective(terms, labels, index)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        wrong = self.surface.success(terms, labels).detach()
+        return Step(gradient, value.detach(), wrong, wrong & (not self.surface.stochastic))
 
     def count_gradients(self, index: Tensor, zero: Tensor, nan: Tensor) -> None:
         """Count one gradient evaluation of each of these images.
@@ -214,11 +265,15 @@ class Batch:
             found = self.surface.judge(point.contiguous(memory_format=self.layout), labels, named)
             one = torch.zeros_like(found.margins) if self.surface.stochastic else None
             return found._replace(share=one)
-        found = self.surface.judge(
-            point.repeat_interleave(draws, 0).contiguous(memory_format=self.layout),
-            labels.repeat_interleave(draws, 0),
-            named.copies(draws),
-        )
+        parts = [
+            self.surface.judge(
+                point[rows].repeat_interleave(draws, 0).contiguous(memory_format=self.layout),
+                labels[rows].repeat_interleave(draws, 0),
+                named[rows].copies(draws),
+            )
+            for rows in pieces(len(index), draws)
+        ]
+        found = parts[0] if len(parts) == 1 else _joined(parts)
         shape = (-1, draws)
         share = found.success.view(shape).float().mean(1)
         if draws < VOTES:
@@ -258,6 +313,28 @@ class Batch:
         self.best[chosen] = images[better]
         self.best_value[chosen] = value[better]
         self.broken[rows[through(judged)[: len(rows)]]] = True
+
+
+def pieces(count: int, draws: int) -> list[slice]:
+    """Rows to take at a time, so that their copies stay few; the whole where each is drawn once.
+
+    Args:
+        count: Rows.
+        draws: Copies of each.
+
+    Example:
+        >>> pieces(100, 20)
+        [slice(0, 32, None), slice(32, 64, None), slice(64, 96, None), slice(96, 100, None)]
+    """
+    size = count if draws == 1 else max(1, COPIES // draws)
+    starts = range(0, max(count, 1), max(size, 1))
+    return [slice(start, min(start + size, count)) for start in starts]
+
+
+def _joined(parts: Sequence[Judged]) -> Judged:
+    """One verdict on all rows."""
+    fields = zip(*parts, strict=True)
+    return Judged(*(None if one[0] is None else torch.cat(one) for one in fields))  # type: ignore[arg-type]
 
 
 def through(judged: Judged) -> Tensor:

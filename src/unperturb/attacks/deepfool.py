@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from unperturb.attacks.batch import Batch
+from unperturb.attacks.batch import Batch, pieces
 from unperturb.attacks.losses import margin
 from unperturb.attacks.minimal import MinimalNorm, Nearest
 from unperturb.defense import Terms
@@ -159,7 +159,27 @@ def _values(batch: Batch, terms: Terms, labels: Tensor, others: Tensor) -> Tenso
 def _nearest_face(
     batch: Batch, point: Tensor, index: Tensor, others: Tensor, draw: int, norm: str
 ) -> _Face:
-    """One forward pass, and one backward pass for each other class; only the nearest is kept."""
+    """The nearest face of each row, copies of a random target's rows few at a time."""
+    parts = [
+        _faces(batch, point[rows], index[rows], others[rows], draw, norm)
+        for rows in pieces(len(index), batch.draws)
+    ]
+    faces = [face for face, _ in parts]
+    finite = torch.cat([one for _, one in parts])
+    found = faces[0] if len(faces) == 1 else _Face(*map(torch.cat, zip(*faces, strict=True)))
+    batch.queries[index] = batch.queries[index] + batch.draws
+    batch.count_gradients(index, torch.isinf(found.distance), ~finite)
+    return found
+
+
+def _faces(
+    batch: Batch, point: Tensor, index: Tensor, others: Tensor, draw: int, norm: str
+) -> tuple[_Face, Tensor]:
+    """One forward pass, and one backward pass for each other class; only the nearest is kept.
+
+    Returns:
+        The faces, and whether all gradients were finite (n,).
+    """
     draws, surface = batch.draws, batch.surface
     keys = batch.keys[index].draw(draw) if surface.stochastic else None
     keys = keys.copies(draws) if keys is not None else None
@@ -190,6 +210,4 @@ def _nearest_face(
             normal = torch.where(nearer.view(-1, 1, 1, 1), gradient, normal)
     success = surface.success(terms, labels).detach()
     wrong = success.view(count, draws).to(torch.float32).mean(1) > 0.5
-    batch.queries[index] = batch.queries[index] + draws
-    batch.count_gradients(index, torch.isinf(best), ~finite)
-    return _Face(normal, best, size, wrong)
+    return _Face(normal, best, size, wrong), finite

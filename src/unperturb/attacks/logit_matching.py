@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unperturb.attacks.batch import Batch, Objective
+from unperturb.attacks.batch import Batch, Objective, pieces
 from unperturb.attacks.engine import FirstOrder
 from unperturb.defense import Terms
 
@@ -88,16 +88,18 @@ def _logits(terms: Terms) -> Tensor:
 def _templates(batch: Batch) -> Tensor:
     """Where the logits of each image of the batch shall go, (N, K)."""
     draws, keys, images = batch.draws, batch.domain("template"), batch.origin
-    if draws > 1:
-        keys, images = keys.copies(draws), images.repeat_interleave(draws, 0)
-    with torch.enable_grad():
-        # Only images that ask for a gradient are shown the undefended classifier's logits.
-        leaf = images.contiguous(memory_format=batch.layout).detach().requires_grad_()
-        logits = _logits(batch.surface.terms(leaf, keys)).detach()
-    if draws > 1:
-        logits = logits.view(-1, draws, logits.shape[1]).mean(1)
+    found = []
+    for rows in pieces(len(batch), draws):
+        shown, named = images[rows], keys[rows]
+        if draws > 1:
+            shown, named = shown.repeat_interleave(draws, 0), named.copies(draws)
+        with torch.enable_grad():
+            # Only images that ask for a gradient are shown the undefended classifier's logits.
+            leaf = shown.contiguous(memory_format=batch.layout).detach().requires_grad_()
+            logits = _logits(batch.surface.terms(leaf, named)).detach()
+        found.append(logits.view(-1, draws, logits.shape[1]).mean(1) if draws > 1 else logits)
     batch.queries += draws
-    return exchange(logits, batch.labels)
+    return exchange(torch.cat(found), batch.labels)
 
 
 def make_logit_matching(steps: int | None) -> LogitMatching:
