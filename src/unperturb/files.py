@@ -13,7 +13,32 @@ from typing import Any
 
 from unperturb.errors import OutputError
 
-__all__ = ["short_paths", "write_atomic", "write_json", "write_tensors", "write_text"]
+__all__ = [
+    "check_writable",
+    "short_paths",
+    "write_atomic",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
+
+
+def check_writable(out: Path) -> None:
+    """Make a folder, and find out before hours of work whether it can be written to.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write into {out}: {error.strerror or error}",
+            expected="a folder that can be written to",
+            fix="choose another --out",
+        ) from error
 
 
 def _fix(error: OSError) -> str:

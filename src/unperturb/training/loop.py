@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unperturb.data import ImageSet
-from unperturb.errors import ConfigError, DataError, OutputError
+from unperturb.errors import ConfigError, DataError
+from unperturb.files import check_writable
 from unperturb.progress import progress
 from unperturb.training.augment import augment, epoch_generator, step_generator
 from unperturb.training.checkpoint import CHECKPOINT, Checkpoint, Epoch, Score
@@ -114,7 +114,7 @@ def train(
     processes = launched(device)
     _check_division(config, processes.count)
     if out is not None and processes.main:
-        _check_writable(out)
+        check_writable(out)
     processes.wait()
     network.to(device)
     if device.type == "cpu" or torch.backends.cudnn.is_available():
@@ -189,20 +189,6 @@ def _check_division(config: TrainConfig, processes: int) -> None:
             expected=f"a multiple of {shares}",
             fix="change --batch-size, --accumulate or the number of processes",
         )
-
-
-def _check_writable(out: Path) -> None:
-    """Find out before the first epoch and not after it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write into {out}: {error.strerror or error}",
-            expected="a folder that can be written to",
-            fix="choose another --out",
-        ) from error
 
 
 class _Loop:
