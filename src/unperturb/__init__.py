@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from unperturb.decisions import LogitsAfter
     from unperturb.defense import Defense, Prediction
     from unperturb.detectors import ThresholdDetector
-    from unperturb.presets import tpap
-    from unperturb.purifiers import CWStep, FGSMStep, Identity, PGDStep
+    from unperturb.presets import atop, tpap
+    from unperturb.purifiers import CWStep, FGSMStep, Identity, PGDStep, Restoration
     from unperturb.threat import L2, Linf
 
     __version__: str
@@ -39,9 +39,11 @@ __all__ = [
     "LogitsAfter",
     "PGDStep",
     "Prediction",
+    "Restoration",
     "ThresholdDetector",
     "__version__",
     "as_classifier",
+    "atop",
     "audit",
     "load_classifier",
     "load_images",
@@ -59,8 +61,10 @@ _HOMES = {
     "LogitsAfter": "unperturb.decisions",
     "PGDStep": "unperturb.purifiers",
     "Prediction": "unperturb.defense",
+    "Restoration": "unperturb.purifiers",
     "ThresholdDetector": "unperturb.detectors",
     "as_classifier": "unperturb.classifiers",
+    "atop": "unperturb.presets",
     "load_classifier": "unperturb.classifiers",
     "load_images": "unperturb.data",
     "make_attack": "unperturb.attacks.registry",

@@ -7,10 +7,20 @@ from unperturb.purifiers.cw_step import CWStep
 from unperturb.purifiers.fgsm_step import FGSMStep
 from unperturb.purifiers.identity import Identity
 from unperturb.purifiers.pgd_step import PGDStep
+from unperturb.purifiers.restoration import Restoration
 
-__all__ = ["PURIFIERS", "CWStep", "FGSMStep", "Identity", "PGDStep", "Purified", "Purifier"]
+__all__ = [
+    "PURIFIERS",
+    "CWStep",
+    "FGSMStep",
+    "Identity",
+    "PGDStep",
+    "Purified",
+    "Purifier",
+    "Restoration",
+]
 
 PURIFIERS: dict[str, type[Purifier]] = {
-    cls.name: cls for cls in (Identity, FGSMStep, PGDStep, CWStep)
+    cls.name: cls for cls in (Identity, FGSMStep, PGDStep, CWStep, Restoration)
 }
 """Purifiers by name."""
