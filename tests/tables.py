@@ -103,6 +103,37 @@ PURIFIER_ROWS = (
         },
         wrong=({"clip": "yes"},),
     ),
+    Row(
+        "restoration",
+        options={
+            "network": "masked-autoencoder",
+            "options": {
+                "channels": 3,
+                "token": 2,
+                "width": 16,
+                "depth": 1,
+                "heads": 2,
+                "decoder_width": 16,
+                "decoder_depth": 1,
+            },
+            "transform": "rt3",
+            "patch": 2,
+            "sigma": 0.1,
+            "passes": 3,
+            "image_shape": [3, 8, 8],
+            "clip": True,
+        },
+        wrong=(
+            {"network": "unet"},
+            {"transform": "rt4"},
+            {"rate": 1.5},
+            {"sigma": -1.0},
+            {"patch": 0},
+            {"passes": 2},
+            {"clip": 1},
+            {"image_shape": [8, 8]},
+        ),
+    ),
 )
 
 DETECTOR_ROWS = (

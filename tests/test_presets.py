@@ -93,11 +93,16 @@ def test_unknown_step(conv: Any, step: Any) -> None:
         tpap(conv(), step=step)
 
 
+def test_an_option_that_is_needed(conv: Any) -> None:
+    with pytest.raises(SpecError, match="'atop' lacks its option 'purifier'.*atop.purifier=..."):
+        make_preset("atop", conv(), transform="rt1")
+
+
 def test_third_parties(monkeypatch: pytest.MonkeyPatch, conv: Any) -> None:
     made = tpap(conv())
     entry = SimpleNamespace(name="theirs", value="theirs:preset", load=lambda: lambda net: made)
     monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
-    assert preset_names() == ["alu", "logit-correction", "theirs", "tpap"]
+    assert preset_names() == ["alu", "atop", "logit-correction", "theirs", "tpap"]
     assert make_preset("theirs", conv()) is made
     entry.name = "tpap"
     with pytest.raises(ConfigError, match="'theirs:preset' registers 'tpap' among the presets"):

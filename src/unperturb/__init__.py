@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from unperturb.defense import Defense, Prediction
     from unperturb.detectors import ThresholdDetector
     from unperturb.generative import load_denoiser, load_vae
-    from unperturb.presets import alu, logit_correction, tpap
+    from unperturb.presets import alu, atop, logit_correction, tpap
     from unperturb.purifiers import (
         CWStep,
         FGSMStep,
         Identity,
         LatentOptimization,
         PGDStep,
+        Restoration,
         UNetDenoiser,
     )
     from unperturb.threat import L2, Linf
@@ -53,11 +54,13 @@ __all__ = [
     "LogitsAfter",
     "PGDStep",
     "Prediction",
+    "Restoration",
     "ThresholdDetector",
     "UNetDenoiser",
     "__version__",
     "alu",
     "as_classifier",
+    "atop",
     "audit",
     "fit_threshold",
     "load_classifier",
@@ -84,10 +87,12 @@ _HOMES = {
     "LogitsAfter": "unperturb.decisions",
     "PGDStep": "unperturb.purifiers",
     "Prediction": "unperturb.defense",
+    "Restoration": "unperturb.purifiers",
     "ThresholdDetector": "unperturb.detectors",
     "UNetDenoiser": "unperturb.purifiers",
     "alu": "unperturb.presets",
     "as_classifier": "unperturb.classifiers",
+    "atop": "unperturb.presets",
     "fit_threshold": "unperturb.thresholds",
     "load_classifier": "unperturb.classifiers",
     "load_corrector": "unperturb.correction",

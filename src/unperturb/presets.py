@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from unperturb.purifiers import (
     LatentOptimization,
     PGDStep,
     Purifier,
+    Restoration,
     UNetDenoiser,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "PRESETS",
     "alu",
     "alu_purifier",
+    "atop",
     "logit_correction",
     "make_preset",
     "preset_names",
@@ -311,8 +313,68 @@ def _read_corrector(source: object) -> Corrector:
     return load_corrector(folder)
 
 
+def atop(
+    classifier: nn.Module,
+    *,
+    purifier: str | Path,
+    transform: str | None = None,
+    patch: int | None = None,
+    rate: float | None = None,
+    sigma: float | None = None,
+    passes: int | None = None,
+    clip: bool = False,
+) -> Defense:
+    """Adversarial training on purification (Lin et al., ICLR 2024).
+
+    Purifier: a random transform and a network that restores the image (``restoration``),
+    pre-trained and then fine-tuned with the loss of the frozen classifier; no detector; the logits
+    after decide. ``unperturb fit gan``, ``fit mae`` and ``fit atop`` train the network; one that
+    is pre-trained only is the paper's row without AToP.
+
+    Args:
+        classifier: Images in [0, 1] to logits.
+        purifier: Folder of the restoration network.
+        transform: ``rt1``, ``rt2`` or ``rt3``; None: the one it was trained on.
+        patch: Side of a patch in pixels; None: as it was trained.
+        rate: For ``rt1`` and ``rt2``: share of the patches that is dropped; None: as trained.
+        sigma: For ``rt2`` and ``rt3``: standard deviation of the noise; None: as trained.
+        passes: For ``rt3``: number of covers; None: as trained.
+        clip: Clip the restored image to [0, 1]; the paper's equations do not.
+
+    Raises:
+        SpecError: There is no such folder, or no such transform.
+        ConfigError: The folder is damaged, or a setting is out of range.
+        WeightsError: Its weights are not those its configuration names.
+
+    Example:
+        >>> import tempfile
+        >>> from unperturb.networks.restorers import build_restorer
+        >>> from unperturb.purifiers.transforms import RandomTransform
+        >>> from unperturb.restoration import RestorationNet, save_restoration
+        >>> made = RestorationNet("inpainting-gan", build_restorer("inpainting-gan", width=8),
+        ...                       (3, 32, 32), RandomTransform(name="rt2"))
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     atop(net, purifier=save_restoration(made, folder)).purifier.config()["sigma"]
+        0.25
+    """
+    return Defense(
+        classifier,
+        purifier=Restoration.from_folder(
+            purifier,
+            transform=transform,
+            patch=patch,
+            rate=rate,
+            sigma=sigma,
+            passes=passes,
+            clip=clip,
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[..., Defense]] = {
     "alu": alu,
+    "atop": atop,
     "logit-correction": logit_correction,
     "tpap": tpap,
 }
@@ -332,8 +394,8 @@ def make_preset(name: str, classifier: nn.Module, **options: object) -> Defense:
     """A preset by its name.
 
     Raises:
-        SpecError: There is no such preset.
-        SpecError: It has no such option.
+        SpecError: There is no such preset, it has no such option, or one that it needs is not
+            given.
     """
     presets = _presets()
     if name not in presets:
@@ -343,4 +405,12 @@ def make_preset(name: str, classifier: nn.Module, **options: object) -> Defense:
     for option in options:
         if option not in has and not any(p.kind is p.VAR_KEYWORD for p in parameters):
             raise unknown_name(f"option of the preset {name!r}", option, has)
+    for needed in parameters:
+        named = needed.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+        if named and needed.default is Parameter.empty and needed.name not in options:
+            raise SpecError(
+                f"The preset {name!r} lacks its option {needed.name!r}",
+                expected=f"{needed.name}=...",
+                fix=f"{name}?{needed.name}=... on the command line; docs/defenses/{name}.md",
+            )
     return presets[name](classifier, **options)

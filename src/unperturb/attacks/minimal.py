@@ -105,7 +105,8 @@ class Nearest:
             met = self._met(judged)[: len(rows)]
             done = rows[met]
             batch.best[done] = point[: len(rows)][met]
-            self.distance[done] = self._norm.distance(batch.best[done], batch.origin[done])
+            moved = self._norm.distance(batch.best[done], batch.origin[done])
+            self.distance[done] = moved.to(self.distance.dtype)
             rows = rows[~met]
 
     def _met(self, judged: Judged) -> Tensor:

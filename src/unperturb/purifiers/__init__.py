@@ -8,6 +8,7 @@ from unperturb.purifiers.fgsm_step import FGSMStep
 from unperturb.purifiers.identity import Identity
 from unperturb.purifiers.latent import LatentOptimization
 from unperturb.purifiers.pgd_step import PGDStep
+from unperturb.purifiers.restoration import Restoration
 from unperturb.purifiers.unet import UNetDenoiser
 
 __all__ = [
@@ -19,10 +20,12 @@ __all__ = [
     "PGDStep",
     "Purified",
     "Purifier",
+    "Restoration",
     "UNetDenoiser",
 ]
 
 PURIFIERS: dict[str, type[Purifier]] = {
-    cls.name: cls for cls in (Identity, FGSMStep, PGDStep, CWStep, LatentOptimization, UNetDenoiser)
+    cls.name: cls
+    for cls in (Identity, FGSMStep, PGDStep, CWStep, LatentOptimization, Restoration, UNetDenoiser)
 }
 """Purifiers by name."""

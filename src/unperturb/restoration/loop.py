@@ -1,0 +1,270 @@
+"""One loop for all trainings of restoration networks, with checkpoints and exact resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unperturb.data import ImageSet
+from unperturb.errors import ConfigError, DataError
+from unperturb.files import check_writable
+from unperturb.progress import progress
+from unperturb.randomness import Keys, hash_ids
+from unperturb.restoration.checkpoint import CHECKPOINT, Checkpoint, Epoch
+from unperturb.restoration.config import RestorationConfig
+from unperturb.training.augment import augment, epoch_generator, step_generator
+
+__all__ = ["CHECKPOINT_SECONDS", "Diverged", "Work", "fit", "make_adam", "set_gradients"]
+
+Monitor = Callable[[int], dict[str, Any]]
+"""Number of the epoch that is done to its held-out figures."""
+
+CHECKPOINT_SECONDS = 60.0
+
+
+class Diverged(Exception):
+    """A step found that the training is beyond repair; the loop tells the user."""
+
+
+class Work(ABC):
+    """What is trained, and what one step of it is.
+
+    Attributes:
+        modules: Networks that a checkpoint holds, by name.
+        optimizers: Adam optimizers, by name, each with one group of parameters.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> None:
+        self.modules, self.optimizers = modules, optimizers
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the present state is worth a checkpoint."""
+        return True
+
+    def rate(self, name: str, rate: float) -> float:
+        """Learning rate of an optimizer, where that of the run is ``rate``."""
+        return rate
+
+    @abstractmethod
+    def losses(self, images: Tensor, labels: Tensor, keys: Keys) -> dict[str, Tensor]:
+        """Losses of one batch, with gradients left in ``.grad`` of what the optimizers hold.
+
+        Raises:
+            Diverged: There is no use in going on.
+        """
+
+    def step(self, images: Tensor, labels: Tensor, keys: Keys) -> dict[str, float]:
+        """One update of everything; returns its losses.
+
+        Raises:
+            Diverged: A loss or a gradient is not finite, in which case nothing is updated.
+        """
+        losses = self.losses(images, labels, keys)
+        found = {name: float(value.detach()) for name, value in losses.items()}
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise Diverged(f"the {name} loss is {value}")
+        for name, optimizer in self.optimizers.items():
+            held = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+            if not math.isfinite(sum(float(gradient.norm()) for gradient in held)):
+                raise Diverged(f"a gradient of the {name} is not finite")
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return found
+
+
+def set_gradients(loss: Tensor, module: nn.Module, *, keep: bool = False) -> None:
+    """Put the gradient of a loss into ``.grad`` of one module's parameters, and of nothing else.
+
+    Args:
+        loss: One number.
+        module: Whose parameters.
+        keep: Whether another gradient will be taken of the same graph.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, parameters, retain_graph=keep)
+    for parameter, gradient in zip(parameters, found, strict=True):
+        parameter.grad = gradient
+
+
+def make_adam(module: nn.Module, config: RestorationConfig) -> torch.optim.Adam:
+    """Adam over a module's parameters."""
+    first, second = config.betas
+    return torch.optim.Adam(module.parameters(), lr=config.lr, betas=(first, second))
+
+
+def fit(
+    work: Work,
+    data: ImageSet,
+    config: RestorationConfig,
+    *,
+    out: Path | None = None,
+    device: torch.device | str = "cpu",
+    purpose: str = "fit",
+    monitor: Monitor | None = None,
+    stop_after: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    show: bool = True,
+) -> list[Epoch]:
+    """Train in place; returns one record for each epoch.
+
+    Order and augmentation are functions of (seed, epoch, step), noise and masks of (seed, image,
+    epoch): a run that is cut off anywhere goes on with the draws it would have had, and ends with
+    the same weights on the same number of threads.
+
+    Args:
+        work: What is trained.
+        data: Training images. The last ``config.holdout`` of them are never trained on.
+        config: The settings.
+        out: Folder of the checkpoint.
+        device: Where the images go; the networks are there already.
+        purpose: Short name of the training, shown in the progress bar; it names the draws.
+        monitor: Called after every epoch.
+        stop_after: Stop after this many epochs of the whole run, leaving the checkpoint.
+        checkpoint_seconds: A checkpoint is written after each epoch, and when this much time has
+            passed since the last.
+        show: Show a progress bar with the time left.
+
+    Raises:
+        DataError: Fewer images than the held-out part and one batch need.
+        RecordError: The checkpoint in ``out`` belongs to another run, or is damaged.
+        OutputError: ``out`` cannot be written.
+        ConfigError: The training diverged; the last good checkpoint is in ``out``.
+    """
+    count = len(data) - config.holdout
+    if count < config.batch_size:
+        raise DataError(
+            f"{len(data)} training images less {config.holdout} held out leave {max(count, 0)}",
+            expected=f"at least one batch of {config.batch_size}",
+            fix="lower holdout or batch_size, or give more images",
+        )
+    if out is not None:
+        check_writable(out)
+    run = Checkpoint(
+        work.modules,
+        work.optimizers,
+        _fingerprint(work, data, config, purpose),
+        out / CHECKPOINT if out else None,
+    )
+    if not run.read():
+        # So that there always is a last good one.
+        run.write()
+    loop = _Loop(work, data, config, run, torch.device(device), purpose, checkpoint_seconds)
+    last = min(config.epochs, stop_after or config.epochs)
+    bar = progress(
+        total=loop.steps * config.epochs,
+        initial=len(run.epochs) * loop.steps + run.step,
+        desc=purpose,
+        show=show,
+    )
+    with bar:
+        for epoch in range(len(run.epochs), last):
+            try:
+                record = loop.epoch(epoch, bar)
+            except Diverged as error:
+                raise _diverged(str(error), epoch, run, out) from error
+            if monitor is not None:
+                record.update(monitor(epoch + 1))
+            run.finish_epoch(record)
+            if work.healthy:
+                run.write()
+            bar.set_postfix_str(_summary(record))
+    return run.epochs
+
+
+def _fingerprint(work: Work, data: ImageSet, config: RestorationConfig, purpose: str) -> str:
+    settings = json.dumps([purpose, config.to_dict()], sort_keys=True)
+    digest = hashlib.sha256(settings.encode())
+    digest.update(data.fingerprint().encode())
+    for name, module in work.modules.items():
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(f"{name}.{key}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _diverged(reason: str, epoch: int, run: Checkpoint, out: Path | None) -> ConfigError:
+    kept = f"; the last good checkpoint is kept in {out}" if out is not None else ""
+    return ConfigError(
+        f"The training diverged in epoch {epoch + 1}, step {run.step + 1}: {reason}",
+        expected="losses that stay finite, and a discriminator that tells images apart",
+        fix=f"lower lr or the weight of the discriminator{kept}",
+    )
+
+
+class _Loop:
+    """The steps of a run, given all that they work on."""
+
+    def __init__(
+        self,
+        work: Work,
+        data: ImageSet,
+        config: RestorationConfig,
+        run: Checkpoint,
+        device: torch.device,
+        purpose: str,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.work, self.data, self.config, self.run = work, data, config, run
+        self.device, self.purpose = device, purpose
+        self.count = len(data) - config.holdout
+        self.steps = self.count // config.batch_size
+        self.names = hash_ids(data.ids[: self.count])
+        self.checkpoint_seconds = checkpoint_seconds
+
+    def epoch(self, epoch: int, bar: Any) -> Epoch:
+        """Run what is left of one epoch."""
+        config, run, work = self.config, self.run, self.work
+        began = written = time.perf_counter()
+        before = run.seconds
+        order = torch.from_numpy(epoch_generator(config.seed, epoch).permutation(self.count))
+        rate = config.lr
+        while run.step < self.steps:
+            step = run.step
+            rows = order[step * config.batch_size : (step + 1) * config.batch_size]
+            rate = config.learning_rate(epoch * self.steps + step, self.steps * config.epochs)
+            for name, optimizer in work.optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = work.rate(name, rate)
+            losses = work.step(*self._batch(epoch, step, rows))
+            for name, value in losses.items():
+                run.sums[name] = run.sums.get(name, 0.0) + value
+            run.step += 1
+            bar.update(1)
+            now = time.perf_counter()
+            run.seconds = before + now - began
+            due = now - written >= self.checkpoint_seconds and run.step < self.steps
+            if due and work.healthy:
+                run.write()
+                written = now
+        losses = {name: total / self.steps for name, total in run.sums.items()}
+        return {"epoch": epoch + 1, "losses": losses, "lr": rate, "seconds": run.seconds}
+
+    def _batch(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor, Keys]:
+        config = self.config
+        generator = step_generator(config.seed, epoch, step)
+        images = augment(self.data.images(rows).to(self.device), config.augment, generator)
+        draws = torch.full((len(rows),), epoch)
+        keys = Keys(config.seed, self.names[rows], draws, domain=self.purpose).to(self.device)
+        labels = self.data.labels[rows].to(self.device)
+        return images.contiguous(memory_format=torch.channels_last), labels, keys
+
+
+def _summary(record: Epoch) -> str:
+    shown = [f"{name} {value:.3f}" for name, value in record["losses"].items()]
+    if "masked_l1" in record:
+        shown.append(f"held-out {record['masked_l1']:.4f} (bilinear {record['bilinear_l1']:.4f})")
+    shown += [f"{name} {record[name]:.1%}" for name in ("clean", "attacked") if name in record]
+    return ", ".join(shown)
