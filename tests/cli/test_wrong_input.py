@@ -53,7 +53,7 @@ def fails(nets: Any, run: Run, tmp_path: Path) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--defense", "tpapp", ("Unknown defense 'tpapp'", "one of tpap", "did you mean 'tpap'?")),
+        ("--defense", "tpapp", ("Unknown defense 'tpapp'", "atop, tpap", "did you mean 'tpap'?")),
         ("--attacks", "pdg-20", ("Unknown attack 'pdg'", "fgsm, ", "did you mean 'pgd'")),
         ("--attacks", "quik", ("Unknown attack 'quik'", "did you mean 'quick'?")),
         ("--attacks", "pgd-20?restart=2", ("'restart'", "did you mean 'restarts'")),
@@ -92,6 +92,8 @@ def fails(nets: Any, run: Run, tmp_path: Path) -> Callable[..., None]:
         ("--defense", "tpap?radius=big", ("The purification radius is 'big'", "such as 8 / 255")),
         ("--defense", "tpap?radius=6", ("The purification radius is 6", "write 6/255")),
         ("--defense", "tpap?raduis=0.1", ("raduis", "did you mean 'radius'?")),
+        ("--defense", "atop", ("lacks its option 'purifier'", "atop?purifier=...")),
+        ("--defense", "atop?purifier=no/where", ("no restoration network in 'no/where'",)),
         ("--defense", "./nowhere", ("There is no folder './nowhere'", "a saved defense")),
         ("--channels", "3", ("Images have 3 channels", "1 channel", "Fix: --channels 1 reads")),
     ],

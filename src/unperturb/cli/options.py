@@ -398,6 +398,8 @@ def _option_value(key: str, text: str) -> bool | int | float | str:
     try:
         return parse_eps(text)
     except ConfigError:
+        if any(letter.isalpha() for letter in text):
+            return text  # a folder, such as that of AToP's purifier: the preset looks for it
         raise ConfigError(
             f"The option {key} of --defense is {text!r}",
             expected="a number or fraction above 0, true or false, or a name, such as "

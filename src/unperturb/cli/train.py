@@ -103,7 +103,7 @@ def train(**options: Any) -> int:
     config = _config(options)
     _check_folder(Path(options["out"]))
     device = setup(options["device"], options["threads"])
-    data = _training_data(options)
+    data = training_data(options)
     _check_holdout(data, config)
     if options["start"] is not None:
         classifier = load_classifier(options["start"])
@@ -153,7 +153,7 @@ def _config(options: dict[str, Any]) -> TrainConfig:
     values: dict[str, Any] = {name: options[name] for name in _PLAIN}
     values |= {
         "eps": threat_of("linf", options["eps"]).eps,
-        "milestones": _milestones(options["milestones"]),
+        "milestones": milestones_of(options["milestones"]),
         "mixture": _mixture(options["mixture"]),
     }
     for pair in options["more"]:
@@ -207,7 +207,7 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _training_data(options: dict[str, Any]) -> ImageSet:
+def training_data(options: dict[str, Any]) -> ImageSet:
     """The split named, else ``train``, else all of data without splits; never a test split."""
     if options["split"] is not None:
         return read_data(options)
@@ -261,7 +261,7 @@ def _tell(card: dict[str, Any], folder: Path, finished: bool) -> None:
     click.echo(f"weights: {folder}")
 
 
-def _milestones(text: str) -> tuple[float, ...]:
+def milestones_of(text: str) -> tuple[float, ...]:
     try:
         found = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
