@@ -315,7 +315,7 @@ def test_attack_on_a_defense_takes_its_strongest_gradient(
 def test_list(run: Run) -> None:
     found = run("list", "--json").json
     assert {"fgsm", "bim", "pgd", "mim"} <= set(found["attacks"])
-    assert {"alu", "tpap"} <= set(found["presets"])
+    assert {"alu", "atop", "logit-correction", "tpap"} <= set(found["presets"])
     assert found["norms"] == ["linf", "l2"]
     assert "cifar-resnet20" in found["networks"]
     everything = run("list").out

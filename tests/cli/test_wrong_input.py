@@ -95,6 +95,8 @@ def fails(nets: Any, run: Run, tmp_path: Path) -> Callable[..., None]:
         ("--defense", "tpap?radius=-0.1", ("option radius of --defense is '-0.1'", "above 0")),
         ("--defense", "tpap?radius=a/b", ("The purification radius is 'a/b'", "such as 8 / 255")),
         ("--defense", "logit-correction", ("No corrector is named", "unperturb fit")),
+        ("--defense", "atop", ("lacks its option 'purifier'", "atop?purifier=...")),
+        ("--defense", "atop?purifier=no/where", ("no restoration network in 'no/where'",)),
         ("--defense", "./nowhere", ("There is no folder './nowhere'", "a saved defense")),
         ("--channels", "3", ("Images have 3 channels", "1 channel", "Fix: --channels 1 reads")),
     ],

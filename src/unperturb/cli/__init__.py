@@ -17,6 +17,7 @@ from unperturb.cli.demo import demo
 from unperturb.cli.explain import explain
 from unperturb.cli.fit import fit
 from unperturb.cli.fit_alu import alu
+from unperturb.cli.fit_atop import atop, gan, mae
 from unperturb.cli.fit_denoiser import denoiser
 from unperturb.cli.fit_vae import vae
 from unperturb.cli.listing import listing
@@ -46,7 +47,7 @@ def unperturb() -> None:
     """
 
 
-for part in (vae, alu, denoiser):
+for part in (vae, alu, denoiser, gan, mae, atop):
     fit.add_command(part)
 
 for command in (
