@@ -20,7 +20,10 @@ from unperturb.classifiers import load_classifier, new_classifier, save_classifi
 from unperturb.cli import unperturb as program
 from unperturb.data import load_images
 from unperturb.explain import gradcam
+from unperturb.networks.restorers import build_restorer
 from unperturb.presets import tpap
+from unperturb.purifiers.transforms import RandomTransform
+from unperturb.restoration import RestorationNet, save_restoration
 
 Run = Callable[..., Any]
 
@@ -43,6 +46,52 @@ def _gradcam(net: Path, out: Path, *more: object) -> list[object]:
 def _embedding(net: Path, out: Path, *more: object) -> list[object]:
     few = ("--limit", 20, "--attack", "fgsm", "--perplexity", 5)
     return ["explain", "embedding", "--classifier", net, *DIGITS, *few, "--out", out, *more]
+
+
+def _panels(net: Path, out: Path, *more: object) -> list[object]:
+    few = ("--images", 2)
+    return ["explain", "panels", "--classifier", net, *DIGITS, *few, "--out", out, *more]
+
+
+def _restorer(folder: Path, side: int = 8, channels: int = 1) -> Path:
+    """A restoration network that was never trained."""
+    options = {"channels": channels, "width": 4, "coarse_width": 2}
+    network = build_restorer("inpainting-gan", **options)
+    shape = (channels, side, side)
+    made = RestorationNet("inpainting-gan", network, shape, RandomTransform(name="rt2"))
+    return save_restoration(made, folder)
+
+
+def test_panels_writes_the_picture_and_the_images(net: Path, run: Run, tmp_path: Path) -> None:
+    out, defense = tmp_path / "new" / "panels.png", _restorer(tmp_path / "gan")
+    more = ("--defense", f"atop?purifier={defense}", "--tensors")
+    facts = run(*_panels(net, out, *more, "--json")).json
+    assert {path.name for path in out.parent.iterdir()} == {"panels.png", "panels.safetensors"}
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+    assert [one["name"] for one in facts["transforms"]] == ["rt1", "rt2", "rt3"]
+    data = load_images("digits", limit=2)
+    assert facts["ids"] == list(data.ids)
+    with safe_open(facts["tensors"], "pt") as stored:
+        assert torch.equal(stored.get_tensor("original.clean"), data.images())
+        assert stored.get_tensor("rt3 restored.attacked").shape == (2, 1, 8, 8)
+    few = ("--transform", "rt3", "--all-passes")
+    ran = run(*_panels(net, tmp_path / "few.svg", *more[:2], *few))
+    assert re.search(r"fgsm, 2 images, right: original \d+% clean.*; .*few.svg", ran.out)
+
+
+def test_panels_need_a_restoration_network(net: Path, run: Run, tmp_path: Path) -> None:
+    for more in ((), ("--defense", "tpap")):
+        ran = run(*_panels(net, tmp_path / "x.png", *more), code=2)
+        assert "There is nothing to restore" in ran.err
+    wide = _restorer(tmp_path / "wide", side=16)
+    ran = run(*_panels(net, tmp_path / "x.png", "--defense", f"atop?purifier={wide}"), code=2)
+    assert "16x16, on which this restoration network was trained" in ran.err
+    fit = ("--defense", f"atop?purifier={_restorer(tmp_path / 'gan')}")
+    ran = run(*_panels(net, tmp_path / "x.png", *fit, "--transform", "rt4"), code=2)
+    assert "Unknown random transform 'rt4'" in ran.err
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_gradcam_writes_the_picture_and_the_maps(net: Path, run: Run, tmp_path: Path) -> None:
@@ -236,15 +285,20 @@ def test_examples_work(
 ) -> None:
     class_folders("cifar10/test", classes=10)
     (tmp_path / "runs").mkdir()
-    for name in ("fgsm", "pgd"):
+    for name in ("fgsm", "pgd", "standard"):
         (tmp_path / "runs" / name).symlink_to(saved)
+    _restorer(tmp_path / "runs" / "atop", side=32, channels=3)
     monkeypatch.chdir(tmp_path)
-    few = {"gradcam": ["--images", "1"], "embedding": ["--limit", "8", "--perplexity", "3"]}
-    pages = [run("explain", *name, "--help").out for name in ((), ("gradcam",), ("embedding",))]
+    few = {
+        "gradcam": ["--images", "1"],
+        "embedding": ["--limit", "8", "--perplexity", "3"],
+        "panels": ["--images", "1"],
+    }
+    pages = [run("explain", *name, "--help").out for name in ((), *((name,) for name in few))]
     page = Path(__file__).resolve().parents[2] / "docs" / "guide" / "explain.md"
     pages.append(page.read_text(encoding="utf-8").replace("$ unperturb", "    unperturb"))
     found = [words for text in pages for words in _examples(text) if words[1] in few]
-    assert len(found) >= 6
+    assert len(found) >= 9
     for words in {tuple(words) for words in found}:
         quick = ["--attack", "fgsm", "--out", "picture.png", "--quiet"]
         run(*words, *few[words[1]], *quick)

@@ -41,6 +41,8 @@ def explain() -> None:
         --versus runs/pgd --limit 500 --out map.png
       unperturb explain supporting-classes --corrector runs/corrector --bank runs/bank \\
         --out supporting.png
+      unperturb explain panels --classifier runs/standard --defense 'atop?purifier=runs/atop' \\
+        --data cifar10/ --out panels.png
     """
 
 
@@ -104,6 +106,71 @@ def gradcam(**options: Any) -> int:
         write_tensors(maps, found.tensors(), about)
         facts["maps"] = str(maps)
     right = ", ".join(f"{c['accuracy']:.0%} {c['name']}" for c in facts["columns"])
+    tell(options, facts, f"{chosen.name}, {facts['n']} images, right: {right}; {out}")
+    return 0
+
+
+@explain.command(short_help="What transforms and a restoration network make of images (AToP).")
+@classifier_options()
+@data_options()
+@threat_options()
+@click.option("--images", "shown", type=click.IntRange(1, 50), default=4, show_default=True,
+              help="Images to show, the first of the data, two rows each.")  # fmt: skip
+@click.option("--transform", "transforms", multiple=True, default=("rt1", "rt2", "rt3"),
+              show_default=True, help="A random transform; may be given again.")  # fmt: skip
+@click.option("--all-passes", is_flag=True, help="rt3: show every pass, not the first alone.")
+@click.option("--attack", "name", default="fgsm", show_default=True,
+              help="One attack; see 'unperturb list attacks'.")  # fmt: skip
+@click.option("--attacker", default="oblivious", show_default=True, help=ATTACKER_HELP)
+@click.option("--tensors", is_flag=True, help="Also write all images, exact, to a .safetensors "
+              "file beside the picture.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True,
+              help="Images at a time.")  # fmt: skip
+@run_options(out="panels.png", out_help="The picture: .png, .svg or .pdf.")
+def panels(**options: Any) -> int:
+    """Every stage between an image and what the classifier reads, clean and attacked.
+
+    Of a defense with a restoration network (AToP): original, noisy, masked and restored images
+    under each random transform; above each what the classifier says of it, green where that is
+    right.
+
+    \b
+    Example:
+      unperturb explain panels --classifier runs/standard --defense 'atop?purifier=runs/atop' \\
+        --data cifar10/ --images 4 --transform rt1 --transform rt2 --out panels.png
+    """
+    import json
+
+    from unperturb.attacks import make_attack
+    from unperturb.explain import figure_panels, restoration_panels, save_figure
+    from unperturb.files import write_tensors
+
+    out, tensors = outputs(options, ".safetensors")
+    threat = threat_of(options["norm"], options["eps"])
+    chosen = make_attack(options["name"], draws=20)
+    subject, _ = _load(options["classifier"], options["defense"], options)
+    shown = options["shown"]
+    options["limit"] = shown if options["limit"] is None else min(options["limit"], shown)
+    data = _data(subject, options)
+    check_threat(threat, data.images(slice(0, 1)))
+    found = restoration_panels(
+        subject, data.images(), data.labels, transforms=options["transforms"],
+        all_passes=options["all_passes"], attack=chosen, threat=threat,
+        attacker=options["attacker"], ids=data.ids, seed=options["seed"],
+        batch_size=options["batch_size"], show=watched(options),
+    )  # fmt: skip
+    save_figure(figure_panels(found, classes=_classes(data, subject)), out)
+    facts = {**found.to_dict(), "out": str(out)}
+    if options["tensors"]:
+        about = {"ids": json.dumps(found.ids), "settings": json.dumps(found.settings)}
+        write_tensors(tensors, found.tensors(), about)
+        facts["tensors"] = str(tensors)
+    right = ", ".join(
+        f"{c['transform'] or c['stage']} {c['accuracy']['clean']:.0%} clean "
+        f"{c['accuracy']['attacked']:.0%} attacked"
+        for c in facts["columns"]
+        if c["stage"] in ("original", "restored")
+    )
     tell(options, facts, f"{chosen.name}, {facts['n']} images, right: {right}; {out}")
     return 0
 

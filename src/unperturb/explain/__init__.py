@@ -15,6 +15,8 @@ from unperturb.explain.instances import instance_shares
 from unperturb.explain.mean_logit import MeanLogits, mean_logits
 from unperturb.explain.mean_logit_figure import figure_mean_logits
 from unperturb.explain.overlap_figure import figure_overlap
+from unperturb.explain.panels import PanelColumn, Panels, restoration_panels
+from unperturb.explain.panels_figure import figure_panels
 from unperturb.explain.penultimate import penultimate_features
 from unperturb.explain.products import Contributions, contributions, vector_jacobian_product
 from unperturb.explain.supporting import Supporting, supporting_classes
@@ -32,6 +34,8 @@ __all__ = [
     "MeanLogits",
     "Overlap",
     "Panel",
+    "PanelColumn",
+    "Panels",
     "Row",
     "Supporting",
     "bhattacharyya",
@@ -44,6 +48,7 @@ __all__ = [
     "figure_instance",
     "figure_mean_logits",
     "figure_overlap",
+    "figure_panels",
     "figure_supporting",
     "gradcam",
     "gradcam_columns",
@@ -51,6 +56,7 @@ __all__ = [
     "mean_logits",
     "overlap",
     "penultimate_features",
+    "restoration_panels",
     "save_figure",
     "supporting_classes",
     "vector_jacobian_product",
