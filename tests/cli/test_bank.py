@@ -58,6 +58,26 @@ def test_half_precision_states_its_error(run: Run, nets: Any, tmp_path: Path) ->
     assert "stored as float16: off by at most" in ran.out
 
 
+def test_crops_and_answers_in_the_place_of_images_and_labels(
+    run: Run, nets: Any, tmp_path: Path
+) -> None:
+    rest = ("--classifier", nets.standard, *DIGITS, "--attacks", "fgsm")
+    run("bank", *rest, "--crops", 3, "--labels", "predicted", "--out", tmp_path / "bank")
+    bank = open_bank(tmp_path / "bank")
+    images = load_images("digits", split="train", limit=40)
+    assert len(bank) == 120
+    assert bank.ids[3:5] == (f"{images.ids[1]}#crop-0", f"{images.ids[1]}#crop-1")
+    assert bank.labels.tolist() == images.labels.repeat_interleave(3).tolist()
+    fit = ("fit", "logit-correction", "--bank", tmp_path / "bank", "--width", 8, "--epochs", 1)
+    card = run(*fit, "--target", "answer", "--out", tmp_path / "net", "--json").json["card"]
+    assert card["config"]["target"] == "answer"
+    assert card["rows"] == {"trained": 108, "held_out": 12}
+    # Of the clean logits, every answer is there to be recovered.
+    assert card["held_out"]["uncorrected"]["clean"] == 1.0
+    wrong = run(*fit, "--target", "truth", "--out", tmp_path / "other", code=2)
+    assert "Unknown target 'truth'" in wrong.err
+
+
 def test_the_training_split_is_read_where_there_is_one(
     run: Run, nets: Any, class_folders: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ class FakeBank:
     ) -> None:
         self._logits = logits
         self.labels = labels
+        self.ids = tuple(f"image {i}" for i in range(len(labels)))
         self.attacks = tuple(name for name in logits if name != "clean")
         self.num_classes = logits["clean"].shape[1]
         self.classes = tuple(f"class {i}" for i in range(self.num_classes))

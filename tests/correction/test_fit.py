@@ -79,7 +79,7 @@ def test_one_attack_alone_is_learnt_from_and_judged_by() -> None:
 def test_held_out_rows_are_never_trained_on() -> None:
     settings = config(epochs=2)
     bank = swapped(300)
-    trained = split_rows(len(bank), settings).trained
+    trained = split_rows(bank.ids, settings).trained
     other = {name: bank.logits(name) for name in ("clean", *bank.attacks)}
     for value in other.values():
         value[~trained] = value[~trained].flip(1) * 3
@@ -94,7 +94,7 @@ def test_held_out_rows_are_never_trained_on() -> None:
 def test_figures_are_those_of_the_corrector_on_the_held_out_rows(tmp_path: Path) -> None:
     bank, settings = swapped(200), config(epochs=3)
     corrector = fit(bank, settings, out=tmp_path / "out")
-    held = ~split_rows(len(bank), settings).trained
+    held = ~split_rows(bank.ids, settings).trained
     labels = bank.labels[held]
     told = corrector.card["held_out"]["corrected"]
     for source in ("clean", SWAP, FLIP):
@@ -108,9 +108,20 @@ def test_figures_are_those_of_the_corrector_on_the_held_out_rows(tmp_path: Path)
     assert corrector.card["rows"] == {"trained": 160, "held_out": 40}
 
 
+def test_answers_in_the_place_of_labels_are_learnt_and_judged_by() -> None:
+    bank = swapped()
+    wrong = FakeBank({n: bank.logits(n) for n in ("clean", *bank.attacks)}, bank.labels.roll(1))
+    by_label, by_answer = (fit(wrong, config(epochs=6, target=t)) for t in ("label", "answer"))
+    one = fit(bank, config(epochs=6))
+    assert bool((bank.logits("clean").argmax(1) == bank.labels).all())
+    assert same(state(by_answer), state(one)), "the labels of the bank must not matter"
+    assert by_answer.card["held_out"] == one.card["held_out"]
+    assert not same(state(by_label), state(one))
+
+
 def test_held_out_rows_that_do_not_fit_into_memory_are_read_again() -> None:
     bank = swapped(100)
-    trained = split_rows(100, config()).trained
+    trained = split_rows(bank.ids, config()).trained
     inside, outside = (HeldOut(bank, bank.attacks, trained, keep=size) for size in (2**20, 0))
     device = torch.device("cpu")
     bank.reads.clear()
@@ -460,7 +471,7 @@ def test_wrong_input_is_named() -> None:
         fit(bank, config(), stop_after=0)
     with pytest.raises(SpecError, match="Unknown attack of the bank 'mim'"):
         fit(bank, config(attacks=("mim",)))
-    with pytest.raises(DataError, match="A bank of 1 rows"):
+    with pytest.raises(DataError, match="A bank of 1 images"):
         fit(swapped(1), config())
     bank.labels[3] = 7
     with pytest.raises(InputError, match="7"):

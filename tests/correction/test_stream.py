@@ -19,9 +19,13 @@ SMALL = 24 * 16 * 4 * 3  # bytes for which a piece has 16 rows of 3 logits
 
 def stream(bank: Any, *, buffer: int = 2**20, attacks: Any = None, **settings: Any) -> LogitStream:
     chosen = config(**{"batch_size": 8, **settings})
-    split = split_rows(len(bank), chosen)
+    split = split_rows(bank.ids, chosen)
     names = bank.attacks if attacks is None else attacks
     return LogitStream(bank, names, split.trained, chosen, buffer=buffer)
+
+
+def names(count: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(count))
 
 
 def rows(batches: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -43,7 +47,7 @@ def test_every_training_row_comes_once_with_its_label(
 ) -> None:
     bank = numbered(count, shard=shard)
     found = stream(bank, buffer=buffer, batch_size=size)
-    trained = split_rows(count, config()).trained.nonzero().squeeze(1)
+    trained = split_rows(names(count), config()).trained.nonzero().squeeze(1)
     for epoch in (0, 1):
         batches = copied(found.batches(epoch))
         assert len(batches) == found.steps == math.ceil(len(trained) / size)
@@ -175,23 +179,31 @@ def test_the_next_block_is_read_in_another_thread_that_ends_with_the_epoch() -> 
 
 
 def test_held_out_rows_are_a_share_that_the_seed_chooses() -> None:
-    one, two = (split_rows(1000, config(holdout=0.25, seed=seed)) for seed in (0, 1))
+    one, two = (split_rows(names(1000), config(holdout=0.25, seed=seed)) for seed in (0, 1))
     assert one.held == int((~one.trained).sum()) == 250
     assert torch.equal(
-        one.trained, split_rows(1000, config(holdout=0.25, epochs=9, seed=0)).trained
+        one.trained, split_rows(names(1000), config(holdout=0.25, epochs=9, seed=0)).trained
     )
     assert not torch.equal(one.trained, two.trained)
     # In a random order, and not at the bank's end.
     assert abs(float((~one.trained).nonzero().double().mean()) - 500) < 5 * 289 / 250**0.5
-    assert split_rows(30, config(holdout=0.001)).held == 1
-    none = split_rows(30, config(holdout=0.0, keep="last"))
+    assert split_rows(names(30), config(holdout=0.001)).held == 1
+    none = split_rows(names(30), config(holdout=0.0, keep="last"))
     assert none.held == 0
     assert bool(none.trained.all())
 
 
+def test_crops_of_an_image_are_held_out_together() -> None:
+    whole = split_rows(names(40), config(holdout=0.25))
+    crops = [f"{name}#crop-{number}" for name in names(40) for number in range(3)]
+    split = split_rows(crops, config(holdout=0.25))
+    assert split.held == 30
+    assert torch.equal(split.trained, whole.trained.repeat_interleave(3))
+
+
 def test_too_few_rows_are_refused() -> None:
-    with pytest.raises(DataError, match=r"A bank of 1 rows, of which 1 are held out.*larger bank"):
-        split_rows(1, config())
+    with pytest.raises(DataError, match=r"1 images, of which 1 are held out.*larger bank"):
+        split_rows(names(1), config())
 
 
 def test_attacks_are_chosen_by_name() -> None:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 @click.option("--attacks", default="pgd-10?step_size=0.125", show_default=True,
               help="Attacks, all in one bank, or a suite such as logit-correction-paper; each runs "
                    "all its steps against the undefended classifier.")  # fmt: skip
+@click.option("--crops", type=click.IntRange(min=1),
+              help="Take so many random crops of each image in its place, where images are "
+                   "few.")  # fmt: skip
 @click.option("--labels", default="true", show_default=True,
               help="What they step away from: the true label (the paper), or the predicted one "
                    "(the control for label leaking).")  # fmt: skip
@@ -67,6 +70,7 @@ def bank(**options: Any) -> int:
     from unperturb.attacks import resolve_attacks
     from unperturb.banks import make_bank
     from unperturb.classifiers import load_classifier
+    from unperturb.data.crops import random_crops
 
     out = Path(options["out"])
     check_output(out)
@@ -80,6 +84,8 @@ def bank(**options: Any) -> int:
         options["classifier"], trust_remote_code=options["trust_remote_code"], device=device
     )
     data = read_data({**options, "split": options["split"] or _train_split(options)})
+    if options["crops"] is not None:
+        data = random_crops(data, options["crops"], seed=options["seed"])
     check_fit(classifier, data.images(slice(0, 2)).to(device))
     check_threat(threat, data.images(slice(0, 1)))
     show = not (options["quiet"] or options["as_json"])

@@ -71,7 +71,10 @@ def fit_options(**defaults: Any) -> Callable[[Callable[..., Any]], Callable[...,
 @click.option("--clean-share", type=float, default=0.3, show_default=True,
               help="Probability p of taking a row's clean logits.")  # fmt: skip
 @click.option("--loss", default="ce", show_default=True,
-              help="ce, label-smoothing or margin, with the true label.")  # fmt: skip
+              help="ce, label-smoothing or margin.")  # fmt: skip
+@click.option("--target", default="label", show_default=True,
+              help="What is learnt: the true label, or the classifier's own answer on the clean "
+                   "image.")  # fmt: skip
 @click.option("--attacks", default="", metavar="NAMES",
               help="Attacks of the bank to learn from, with commas.  [default: all]")  # fmt: skip
 @fit_options(lr=5e-5, weight_decay=1e-4, batch_size=256, epochs=50)
@@ -138,7 +141,9 @@ def _config(options: dict[str, Any]) -> CorrectionConfig:
 
 def _preview(bank: LogitBank, attacks: tuple[str, ...], config: CorrectionConfig) -> str:
     """What will be done."""
-    held = max(1, round(config.holdout * len(bank))) if config.holdout else 0
+    from unperturb.correction.stream import split_rows
+
+    held = split_rows(bank.ids, config).held
     steps = -(-(len(bank) - held) // config.batch_size)
     layers = f"{config.depth} layers" if config.depth > 1 else "1 layer"
     units = f" of {config.width} hidden units" if config.depth > 1 else ""

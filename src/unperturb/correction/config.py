@@ -9,9 +9,10 @@ from typing import Any
 from unperturb.correction.losses import LOSSES
 from unperturb.errors import ConfigError, unknown_name
 
-__all__ = ["CorrectionConfig"]
+__all__ = ["TARGETS", "CorrectionConfig"]
 
 _KEEP = ("best", "last")
+TARGETS = ("label", "answer")
 _WHOLE = {
     "width": (1, 1_000_000),
     "depth": (1, 100),
@@ -43,13 +44,16 @@ class CorrectionConfig:
         holdout: Share of the bank's rows that is never trained on: the last ones in a random
             order of ``seed``. By these the epoch is chosen.
         patience: Stop after so many epochs without a better one; 0 never does.
+        target: What is learnt: the true ``label``, as in the paper; or the classifier's own
+            ``answer`` on the clean image, where labels are missing or too few (then accuracies on
+            held-out rows are shares of such answers that are recovered).
         keep: Which epoch: the ``best`` one by ``p * clean accuracy + (1 - p) * mean adversarial
             accuracy`` on the held-out rows, or the ``last``.
         seed: Seed of first weights, held-out rows, order, choice of logits and dropout.
 
     Raises:
         ConfigError: A value is out of its range, or settings contradict each other.
-        SpecError: A loss or a word for ``keep`` is unknown.
+        SpecError: A loss, a target or a word for ``keep`` is unknown.
 
     Example:
         >>> CorrectionConfig(epochs=3).to_dict()["clean_share"]
@@ -69,10 +73,11 @@ class CorrectionConfig:
     holdout: float = 0.1
     patience: int = 0
     keep: str = "best"
+    target: str = "label"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("loss", LOSSES), ("keep", _KEEP)):
+        for name, known in (("loss", LOSSES), ("keep", _KEEP), ("target", TARGETS)):
             if getattr(self, name) not in known:
                 raise unknown_name(name, str(getattr(self, name)), known)
         for name, (least, most) in _WHOLE.items():

@@ -19,7 +19,7 @@ from unperturb.correction.config import CorrectionConfig
 from unperturb.correction.corrector import Corrector, is_corrector
 from unperturb.correction.held_out import HeldOut, figures
 from unperturb.correction.step import TrainingStep, make_step
-from unperturb.correction.stream import LogitStream, choose_attacks, split_rows
+from unperturb.correction.stream import LogitStream, choose_attacks, split_rows, targets_of
 from unperturb.errors import ConfigError, OutputError, RecordError
 from unperturb.files import short_paths, write_json
 from unperturb.networks.corrector import CorrectionNetwork
@@ -47,7 +47,7 @@ def fit_correction(
     checkpoint_seconds: float = _CHECKPOINT_SECONDS,
     show: bool = True,
 ) -> Corrector:
-    """Train a network from clean and adversarial logits to the true labels.
+    """Train a network from clean and adversarial logits to the true labels, or to clean answers.
 
     Each sample of a batch has its clean logits with probability p, otherwise those of an attack
     (Algorithm 1 of Li et al., *Defending adversarial attacks by correcting logits*, 2019); Adam
@@ -125,9 +125,11 @@ class _Fit:
             dropout=config.dropout, seed=config.seed,
         )  # fmt: skip
         self.network = network.to(device, torch.float32).eval().requires_grad_(False)
-        split = split_rows(len(bank), config)
-        self.stream = LogitStream(bank, attacks, split.trained, config, pin=device.type == "cuda")
-        self.held = HeldOut(bank, attacks, split.trained) if split.held else None
+        split, targets = split_rows(bank.ids, config), targets_of(bank, config)
+        self.stream = LogitStream(
+            bank, attacks, split.trained, config, targets=targets, pin=device.type == "cuda"
+        )
+        self.held = HeldOut(bank, attacks, split.trained, targets=targets) if split.held else None
         self.step: TrainingStep = make_step(self.network, config, device)
         identity = {
             "settings": config.to_dict(),

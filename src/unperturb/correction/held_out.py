@@ -28,12 +28,20 @@ class HeldOut:
         bank: The bank.
         attacks: Names of its attacks.
         trained: Rows that are trained on (N,) bool; the others are held out.
+        targets: What is right for each row (N,); None: its true label.
         keep: Bytes of logits that may stay in memory.
     """
 
     def __init__(
-        self, bank: LogitBank, attacks: Sequence[str], trained: Tensor, *, keep: int = BUFFER
+        self,
+        bank: LogitBank,
+        attacks: Sequence[str],
+        trained: Tensor,
+        *,
+        targets: Tensor | None = None,
+        keep: int = BUFFER,
     ) -> None:
+        self.targets = bank.labels if targets is None else targets
         self.bank, self.sources, self.held = bank, ("clean", *attacks), ~trained
         self.count = int(self.held.sum())
         row = 4 * bank.num_classes
@@ -46,7 +54,7 @@ class HeldOut:
             held = self.held[start:stop]
             if bool(held.any()):
                 logits = finite(self.bank.rows(source, start, stop), source, start)
-                yield logits[held], self.bank.labels[start:stop][held]
+                yield logits[held], self.targets[start:stop][held]
 
     def accuracies(self, network: nn.Module | None, device: torch.device) -> dict[str, float]:
         """Share of the held-out rows that are right, by source.

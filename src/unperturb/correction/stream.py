@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unperturb.correction.config import CorrectionConfig
 from unperturb.correction.draws import block_generator, order_generator, split_generator
+from unperturb.data.crops import image_of
 from unperturb.errors import ConfigError, DataError, RecordError, unknown_name
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "finite",
     "pieces_of",
     "split_rows",
+    "targets_of",
 ]
 
 BUFFER = 256 * 2**20
@@ -84,23 +86,41 @@ class Split:
     held: int
 
 
-def split_rows(count: int, config: CorrectionConfig) -> Split:
-    """Hold out the last rows of a random order, which the seed alone decides.
+def split_rows(ids: Sequence[str], config: CorrectionConfig) -> Split:
+    """Hold out the last images of a random order, which the seed alone decides.
+
+    Crops of one image are all held out, or none of them.
 
     Raises:
         DataError: No row would be left to train on.
     """
+    numbers: dict[str, int] = {}
+    image = torch.tensor([numbers.setdefault(image_of(name), len(numbers)) for name in ids])
+    count = len(numbers)
     held = max(1, round(config.holdout * count)) if config.holdout else 0
     if held >= count:
         raise DataError(
-            f"A bank of {count} rows, of which {held} are held out",
+            f"A bank of {count} images, of which {held} are held out",
             expected="rows to train on",
             fix="a larger bank, or a smaller holdout",
         )
     order = split_generator(config.seed).permutation(count)
-    trained = torch.ones(count, dtype=torch.bool)
-    trained[torch.from_numpy(order[count - held :])] = False
-    return Split(trained, held)
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[torch.from_numpy(order[count - held :])] = False
+    trained = kept[image]
+    return Split(trained, int((~trained).sum()))
+
+
+def targets_of(bank: LogitBank, config: CorrectionConfig) -> Tensor:
+    """What is learnt for each row of a bank, (N,) int64: its label, or the clean logits' answer."""
+    if config.target == "label":
+        return bank.labels
+    return torch.cat(
+        [
+            finite(bank.rows("clean", start, stop), "clean", start).argmax(1)
+            for start, stop in pieces_of(bank, max(1, BUFFER // 24 // (4 * bank.num_classes)))
+        ]
+    )
 
 
 def finite(logits: Tensor, source: str, start: int) -> Tensor:
@@ -146,6 +166,7 @@ class LogitStream:
         bank: The bank.
         attacks: Names of its attacks to draw from.
         trained: Rows to train on (N,) bool.
+        targets: What is learnt for each row (N,); None: its true label.
         config: Batch size, p and seed.
         pin: Put batches where a GPU can fetch them by itself.
         buffer: Bytes of logits in memory at most.
@@ -161,9 +182,11 @@ class LogitStream:
         trained: Tensor,
         config: CorrectionConfig,
         *,
+        targets: Tensor | None = None,
         pin: bool = False,
         buffer: int = BUFFER,
     ) -> None:
+        self.targets = bank.labels if targets is None else targets
         self.bank, self.attacks, self.trained = bank, tuple(attacks), trained
         self.config, self.pin = config, pin
         row = 4 * bank.num_classes
@@ -251,7 +274,7 @@ class LogitStream:
             rows = self.trained[start:stop].nonzero().squeeze(1)
             mine = slice(done, done + len(rows))
             done += len(rows)
-            labels[places[mine]] = self.bank.labels[start:stop][rows]
+            labels[places[mine]] = self.targets[start:stop][rows]
             for source, name in enumerate(("clean", *self.attacks)):
                 chosen = (sources[mine] == source).nonzero().squeeze(1)
                 if len(chosen):

@@ -13,6 +13,7 @@ from unperturb.attacks import resolve_attacks
 from unperturb.banks import LogitBank, make_bank
 from unperturb.classifiers import Classifier
 from unperturb.data import ImageSet
+from unperturb.data.crops import random_crops
 from unperturb.recipes.models import TIME_BUDGET, Models, Obtained
 from unperturb.recipes.schema import Bank, Recipe
 from unperturb.recipes.selection import TestImages
@@ -122,8 +123,9 @@ class Banks:
         if bank.part != "train":
             return self.images.get(name, bank.limit, selected=bank.part == "selected")
         found = self.sources.train(name)
-        few = bank.limit is not None and bank.limit < len(found)
-        return found.take(slice(bank.limit)) if few else found
+        if bank.limit is not None and bank.limit < len(found):
+            found = found.take(slice(bank.limit))
+        return found if bank.crops is None else random_crops(found, bank.crops, seed=self.seed)
 
     def _make(self, bank: Bank) -> HadBank:
         if not self.finished(bank) and self.ends is not None and time.monotonic() > self.ends:

@@ -68,6 +68,7 @@ def parse_banks(
             threat=threat(part.section("threat")),
             part=part.choice("part", PARTS, "train"),
             limit=part.whole("limit", None),
+            crops=part.whole("crops", None),
             dtype=part.choice("dtype", DTYPES, "float32"),
             labels=part.choice("labels", LABELS, "true"),
             precision=part.choice("precision", PRECISIONS, "float32"),

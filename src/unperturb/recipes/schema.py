@@ -161,6 +161,7 @@ class Bank:
         threat: Norm and size.
         part: One of ``PARTS``.
         limit: Images at most, the first ones; None for all.
+        crops: Random crops that are taken of each image in its place; None: the image as it is.
         dtype: How logits are stored.
         labels: What attacks step away from: ``true`` or ``predicted``.
         precision: Arithmetic of the attacks' gradients.
@@ -172,6 +173,7 @@ class Bank:
     threat: Threat
     part: str = "train"
     limit: int | None = None
+    crops: int | None = None
     dtype: str = "float32"
     labels: str = "true"
     precision: str = "float32"
