@@ -22,11 +22,11 @@ def test_settings_round_trip_through_json() -> None:
     config = CorrectionConfig(
         width=7, depth=3, dropout=0.1, clean_share=0.2, loss="margin", lr=0.01, weight_decay=0.0,
         batch_size=3, epochs=4, attacks=("a", "b?c=1"), holdout=0.0, patience=0, keep="last",
-        seed=9, target="answer",
+        seed=9, target="answer", shrinkage=0.5,
     )  # fmt: skip
     plain = CorrectionConfig().to_dict()
     written = json.loads(json.dumps(config.to_dict()))
-    assert [name for name in plain if plain[name] == written[name]] == ["patience"]
+    assert [name for name in plain if plain[name] == written[name]] == ["patience", "tied"]
     assert CorrectionConfig.from_dict(written) == config
 
 

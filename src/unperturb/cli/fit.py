@@ -66,8 +66,9 @@ def fit_options(**defaults: Any) -> Callable[[Callable[..., Any]], Callable[...,
 @click.option("--width", type=int, default=10_000, show_default=True, help="Hidden units.")
 @click.option("--depth", type=int, default=2, show_default=True,
               help="Linear layers; 1 has no hidden units.")  # fmt: skip
-@click.option("--dropout", type=float, default=0.5, show_default=True,
-              help="Share of hidden units dropped in training.")  # fmt: skip
+@click.option("--dropout", type=float,
+              help="Share of hidden units dropped in training.  [default: 0.5; 0 with "
+                   "--tied]")  # fmt: skip
 @click.option("--clean-share", type=float, default=0.3, show_default=True,
               help="Probability p of taking a row's clean logits.")  # fmt: skip
 @click.option("--loss", default="ce", show_default=True,
@@ -77,6 +78,12 @@ def fit_options(**defaults: Any) -> Callable[[Callable[..., Any]], Callable[...,
                    "image.")  # fmt: skip
 @click.option("--attacks", default="", metavar="NAMES",
               help="Attacks of the bank to learn from, with commas.  [default: all]")  # fmt: skip
+@click.option("--tied", is_flag=True,
+              help="Classes share their weights: for banks with few rows of each class; then "
+                   "--lr 0.02, say.")  # fmt: skip
+@click.option("--shrinkage", type=float, default=0.1, show_default=True,
+              help="With --tied: added to the covariance of the logits, as a multiple of its mean "
+                   "eigenvalue.")  # fmt: skip
 @fit_options(lr=5e-5, weight_decay=1e-4, batch_size=256, epochs=50)
 @run_options(out="runs/corrector", out_help="Folder of the corrector.")
 def logit_correction(**options: Any) -> int:
@@ -133,6 +140,8 @@ def _config(options: dict[str, Any]) -> CorrectionConfig:
 
     names = CorrectionConfig.__dataclass_fields__
     values = {name: value for name, value in options.items() if name in names}
+    if values["dropout"] is None:
+        values["dropout"] = 0.0 if options["tied"] else 0.5
     values["attacks"] = tuple(
         name for part in options["attacks"].split(",") if (name := part.strip())
     )

@@ -47,6 +47,10 @@ class CorrectionConfig:
         target: What is learnt: the true ``label``, as in the paper; or the classifier's own
             ``answer`` on the clean image, where labels are missing or too few (then accuracies on
             held-out rows are shares of such answers that are recovered).
+        tied: Whether classes share their weights (see ``TiedStep``): for banks with few rows of
+            each class. Two layers, without dropout.
+        shrinkage: Where they do: what is added to the covariance of the logits before it is
+            inverted, as a multiple of its mean eigenvalue.
         keep: Which epoch: the ``best`` one by ``p * clean accuracy + (1 - p) * mean adversarial
             accuracy`` on the held-out rows, or the ``last``.
         seed: Seed of first weights, held-out rows, order, choice of logits and dropout.
@@ -74,6 +78,8 @@ class CorrectionConfig:
     patience: int = 0
     keep: str = "best"
     target: str = "label"
+    tied: bool = False
+    shrinkage: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,6 +98,16 @@ class CorrectionConfig:
         self._number("holdout", "a share of the rows, at least 0 and below 1", lambda x: 0 <= x < 1)
         self._number("lr", "above 0, such as 5e-5", lambda x: 0 < x < math.inf)
         self._number("weight_decay", "0 or more", lambda x: 0 <= x < math.inf)
+        self._number("shrinkage", "0 or more, such as 0.1", lambda x: 0 <= x < math.inf)
+        if not isinstance(self.tied, bool):
+            raise ConfigError(f"tied is {self.tied!r}", expected="True or False")
+        if self.tied and (self.depth != 2 or self.dropout):
+            raise ConfigError(
+                f"Classes share their weights, with depth {self.depth} and dropout "
+                f"{self.dropout:g}",
+                expected="two layers without dropout: what is trained is a few dozen numbers",
+                fix="set depth to 2 and dropout to 0, or leave tied out",
+            )
         if isinstance(self.attacks, str) or not all(isinstance(a, str) for a in self.attacks):
             raise ConfigError(
                 f"attacks is {self.attacks!r}", expected="names of attacks of the bank, as a tuple"

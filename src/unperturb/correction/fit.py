@@ -20,6 +20,7 @@ from unperturb.correction.corrector import Corrector, is_corrector
 from unperturb.correction.held_out import HeldOut, figures
 from unperturb.correction.step import TrainingStep, make_step
 from unperturb.correction.stream import LogitStream, choose_attacks, split_rows, targets_of
+from unperturb.correction.tied import TiedStep, measure_residuals
 from unperturb.errors import ConfigError, OutputError, RecordError
 from unperturb.files import short_paths, write_json
 from unperturb.networks.corrector import CorrectionNetwork
@@ -130,7 +131,12 @@ class _Fit:
             bank, attacks, split.trained, config, targets=targets, pin=device.type == "cuda"
         )
         self.held = HeldOut(bank, attacks, split.trained, targets=targets) if split.held else None
-        self.step: TrainingStep = make_step(self.network, config, device)
+        self.step: TrainingStep
+        if config.tied:
+            residuals = measure_residuals(bank, attacks, split.trained, config)
+            self.step = TiedStep(self.network, config, device, residuals)
+        else:
+            self.step = make_step(self.network, config, device)
         identity = {
             "settings": config.to_dict(),
             "attacks": attacks,
