@@ -25,6 +25,8 @@ def subjects(recipe: Recipe) -> list[tuple[str, str | None]]:
     found += [
         (variant(recipe, s, value).name, s.defense) for s in recipe.sweeps for value in s.values
     ]
+    if recipe.changes is not None:
+        found += [(one.model, one.defense) for one in recipe.changes.subjects.values()]
     return list(dict.fromkeys(found))
 
 

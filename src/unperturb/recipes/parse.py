@@ -15,6 +15,7 @@ from unperturb.errors import ConfigError, UnperturbError, unknown_name
 from unperturb.recipes.blanks import blank_defense, goes_through
 from unperturb.recipes.models import make_config
 from unperturb.recipes.needs import subjects
+from unperturb.recipes.parse_changes import parse_changes
 from unperturb.recipes.parse_fits import (
     parse_banks,
     parse_explanation,
@@ -114,6 +115,11 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
         explanation=(
             parse_explanation(top.section("explanation"), banks, fits)
             if kind == "explanation"
+            else None
+        ),
+        changes=(
+            parse_changes(top.section("changes"), models, defenses, usual, n)
+            if kind == "logit-change"
             else None
         ),
         figure=_figure(top.section("figure", {}), models, defenses) if kind == "figure" else {},
@@ -220,6 +226,7 @@ def _column(name: str, part: Section, n: int) -> Column:
         threat=_maybe_threat(part),
         note=part.text("note", ""),
         skips=_skips(part.section("not_run", {})),
+        backwards=part.texts("backwards", ()),
     )
     part.end()
     if not found.attackers(ATTACKERS):

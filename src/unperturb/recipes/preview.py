@@ -11,6 +11,7 @@ from unperturb.attacks import make_attack
 from unperturb.audit.arsenal import adaptive_backwards
 from unperturb.classifiers import Classifier, load_classifier, new_classifier
 from unperturb.defense import Defense
+from unperturb.explain.logit_attack import ENCODE_DECODE, NOISE, UNDEFENDED
 from unperturb.generative import through_vae
 from unperturb.networks.vae import VAE
 from unperturb.recipes.blanks import blank_defense, goes_through
@@ -51,6 +52,10 @@ def preview(shop: Workshop) -> list[str]:
         total += seconds
     if recipe.columns:
         seconds, lines = _audits(shop, speeds)
+        words += lines
+        total += seconds
+    if recipe.changes is not None:
+        seconds, lines = _changes(shop, speeds)
         words += lines
         total += seconds
     if total:
@@ -174,6 +179,31 @@ def _row(shop: Workshop, row: Row, speeds: dict[str, float]) -> tuple[float, str
             for attacker in group.attackers:
                 passes += count * each * _times(blank, attacker)
     return passes * _speed(shop, row.model, speeds), ", ".join(words)
+
+
+def _changes(shop: Workshop, speeds: dict[str, float]) -> tuple[float, list[str]]:
+    """What logit changes cost: the attack, by the gradient that each subject names."""
+    total, told = 0.0, []
+    assert shop.recipe.changes is not None
+    for one in shop.recipe.changes.subjects.values():
+        if shop.models.plan(one.model)[0] == "unavailable":
+            told.append(f"subject {one.name}: not run")
+            continue
+        try:
+            count = len(shop.sources.test(shop.recipe.models[one.model].dataset, one.n))
+        except NotRunError as reason:
+            told.append(f"subject {one.name}: not run ({reason})")
+            continue
+        through = goes_through(shop.recipe, one.model)
+        purifier = blank_defense(shop.recipe, one.defense, through=through).purifier
+        steps = float(getattr(purifier, "steps", 1))
+        gradients = 0.0 if one.attack == NOISE else float(make_attack(one.attack).gradients)
+        each = {UNDEFENDED: 1.0, ENCODE_DECODE: 2.0}.get(one.gradient, 2.0 + 3.0 * steps)
+        passes = gradients * each + 2.0 * (1.0 + steps)
+        seconds = count * passes * _speed(shop, one.model, speeds)
+        total += seconds
+        told.append(f"subject {one.name}: {count} images, about {spelled(seconds)}")
+    return total, told
 
 
 def _blank(shop: Workshop, row: Row) -> Defense | Classifier:

@@ -60,6 +60,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
             {
                 "name": column.name,
                 "attack": column.attack,
+                **({"backwards": list(column.backwards)} if column.backwards else {}),
                 "n": column.n,
                 **({"selected": True} if column.selected else {}),
                 "note": column.note,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from unperturb.recipes.render_changes import changes_part
 from unperturb.recipes.render_explanations import banks_part, explanation_part, fits_part
 from unperturb.recipes.render_networks import networks_part, thresholds_part
 from unperturb.recipes.render_parts import costs_part, curves_part, figures_part, sweeps_part
@@ -34,6 +35,7 @@ def render(record: Record) -> str:
         "figures": figures_part,
         "costs": costs_part,
         "explanation": explanation_part,
+        "changes": changes_part,
     }
     for key, part in parts.items():
         if record.get(key):

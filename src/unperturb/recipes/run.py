@@ -12,6 +12,7 @@ from unperturb.errors import ConfigError, MissingExtraError
 from unperturb.files import write_json, write_text
 from unperturb.recipes.banks import Banks
 from unperturb.recipes.cells import Cells
+from unperturb.recipes.changes import run_changes
 from unperturb.recipes.costs import run_costs
 from unperturb.recipes.curves import draw_curves, draw_sweeps, run_curves
 from unperturb.recipes.explanations import run_explanation
@@ -159,6 +160,8 @@ def _run(shop: Workshop, folder: Path) -> dict[str, Any]:
         keep(run_figure(shop, folder))
     if recipe.kind == "explanation":
         keep(run_explanation(shop, folder, each=keep))
+    if recipe.kind == "logit-change":
+        keep(run_changes(shop, folder, each=keep))
     if recipe.columns:
         trained = dict(record.get("models", {}))
         found = Cells(models=trained)
@@ -193,7 +196,7 @@ def _left_out(record: Mapping[str, Any]) -> list[str]:
     """What was not run, in words, each reason once with what it concerns."""
     found: dict[str, list[str]] = {}
     for cell in record.get("cells", ()):
-        if cell["status"] not in ("done", "quoted"):
+        if cell["status"] not in ("done", "quoted") and cell.get("possible", True):
             found.setdefault(cell["reason"], []).append(f"{cell['row']}, {cell['column']}")
     for name, curve in record.get("curves", {}).items():
         if curve["status"] != "done":
@@ -206,7 +209,8 @@ def _left_out(record: Mapping[str, Any]) -> list[str]:
     for figure in record.get("figures", ()):
         if figure["status"] != "done":
             found.setdefault(figure["reason"], []).append(figure["draw"])
-    for subject in record.get("explanation", {}).get("subjects", ()):
+    several = (record.get(key, {}).get("subjects", ()) for key in ("explanation", "changes"))
+    for subject in (one for subjects in several for one in subjects):
         if subject["status"] != "done":
             found.setdefault(subject["reason"], []).append(subject["name"])
     return [f"{reason}: {'; '.join(dict.fromkeys(what))}" for reason, what in found.items()]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from unperturb.recipes.schema_parts import Bank, Explanation, Fit, Network, Threshold
+from unperturb.recipes.schema_parts import Bank, Changes, Explanation, Fit, Network, Threshold
 from unperturb.threat import Threat
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 SCALES = ("smoke", "cpu", "gpu", "paper")
 """Seconds on digits; two cores; one large GPU; the paper's settings."""
 
-KINDS = ("table", "curves", "sweep", "figure", "cost", "explanation")
+KINDS = ("table", "curves", "sweep", "figure", "cost", "explanation", "logit-change")
 
 FIGURES = ("gradcam", "embedding")
 
@@ -159,6 +159,8 @@ class Column:
         note: What is to be said of it.
         skips: Attackers that are not run in it, each with the reason, as where one would take
             days.
+        backwards: Gradients that the adaptive attacker takes, in the place of all that a purifier
+            declares; empty for these.
     """
 
     name: str
@@ -168,6 +170,7 @@ class Column:
     threat: Threat | None = None
     note: str = ""
     skips: tuple[tuple[str, str], ...] = ()
+    backwards: tuple[str, ...] = ()
 
     def attackers(self, known: Iterable[str]) -> tuple[str, ...]:
         """Those of the recipe's attackers that are run."""
@@ -288,6 +291,7 @@ class Recipe:
         network: For costs: the network, its images, batch and number of timings.
         measured: For costs: the rows.
         explanation: For an explanation.
+        changes: For a recipe of the kind ``logit-change``.
         body: All settings as they were read, for the record.
     """
 
@@ -316,4 +320,5 @@ class Recipe:
     networks: Mapping[str, Network] = field(default_factory=dict)
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     explanation: Explanation | None = None
+    changes: Changes | None = None
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)

@@ -10,9 +10,12 @@ from unperturb.threat import Threat
 
 __all__ = [
     "DRAWINGS",
+    "DRAWN_CHANGES",
     "NETWORKS",
     "PARTS",
     "Bank",
+    "Change",
+    "Changes",
     "Explanation",
     "Fit",
     "Network",
@@ -28,6 +31,9 @@ PARTS = ("train", "test", "selected")
 
 NETWORKS = ("vae", "denoiser", "gan", "mae", "atop")
 """Kinds of networks, as ``unperturb fit`` has them."""
+
+DRAWN_CHANGES = ("bars", "statistic", "changes", "curve")
+"""Pictures of logit changes: Figures 6, 2 and 7 of ALU, and Figures 3 and 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +166,53 @@ class Threshold:
     quantile: float
     statistic: str
     options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A defense whose logits are compared, and how it is attacked.
+
+    Attributes:
+        name: In words.
+        model: The classifier.
+        defense: Name of one of the recipe's defenses, which purifies.
+        attack: Specification of the attack, or ``noise``.
+        gradient: What is attacked, as ``unperturb explain logit-change`` names it.
+        away_from: ``true`` or ``predicted`` label.
+        n: Test images, the first ones.
+        threat: Norm and size.
+        place: Place on the axis of a curve; None where there is none.
+        paper: The paper's figures by name, in percent.
+        note: What is to be said of it.
+    """
+
+    name: str
+    model: str
+    defense: str
+    attack: str
+    gradient: str
+    away_from: str
+    n: int
+    threat: Threat
+    place: float | None = None
+    paper: Mapping[str, float | str] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Logit changes of several defenses or attacks.
+
+    Attributes:
+        subjects: By name.
+        train: Clean training images whose scores stand in Figure 2; 0 for none.
+        draw: Some of ``DRAWN_CHANGES``.
+        axis: What the axis of a curve says.
+        steps: Numbers of steps at which the distance to the clean image is measured; empty: not.
+    """
+
+    subjects: Mapping[str, Change]
+    train: int = 0
+    draw: tuple[str, ...] = ()
+    axis: str = ""
+    steps: tuple[int, ...] = ()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unperturb.attacks import Surface, make_attack
+from unperturb.attacks.surface import UNDEFENDED
 from unperturb.audit import AuditResult, audit, read_result
 from unperturb.classifiers import Classifier
 from unperturb.data import ImageSet
@@ -49,6 +50,7 @@ class Group:
         selected: Whether they are the selected ones.
         columns: Those with an attack.
         attackers: Who runs them.
+        backwards: Gradients of the adaptive attacker; empty for all that the purifier declares.
     """
 
     threat: Threat
@@ -56,6 +58,7 @@ class Group:
     columns: tuple[Column, ...]
     attackers: tuple[str, ...]
     selected: bool = False
+    backwards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,15 +148,17 @@ class Workshop:
 def groups(recipe: Recipe, row: Row) -> list[Group]:
     """The audits of a row, the threat model's own and the most images first."""
     usual = row.threat or recipe.threat
-    found: dict[tuple[str, float, int, tuple[str, ...], bool], list[Column]] = {}
+    found: dict[tuple[Any, ...], list[Column]] = {}
     for column in recipe.columns.values():
         if column.attack is not None:
             threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
-            key = (threat.norm, threat.eps, column.n, attackers, column.selected)
+            key = (
+                threat.norm, threat.eps, column.n, attackers, column.selected, column.backwards
+            )  # fmt: skip
             found.setdefault(key, []).append(column)
     made = [
-        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected)
-        for (_, _, n, attackers, selected), columns in found.items()
+        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected, backwards)
+        for (_, _, n, attackers, selected, backwards), columns in found.items()
     ]
     return sorted(made, key=lambda g: (g.threat != usual, -g.n))
 
@@ -198,7 +203,9 @@ def _row(
     for group in groups(recipe, row):
         able, unable = _able(subject, row, group)
         for column, reason in unable.items():
-            found.cells += not_run(recipe, row, [column], reason)
+            cells = not_run(recipe, row, [column], reason)
+            # What cannot be run at all is not left out.
+            found.cells += [{**cell, "possible": not group.backwards} for cell in cells]
         if not able:
             continue
         try:
@@ -234,6 +241,9 @@ def _able(
 ) -> tuple[list[Column], dict[Column, str]]:
     """Columns whose attack can run here, and why the others cannot."""
     able, unable = [], {}
+    if group.backwards and isinstance(subject, Defense) and not _backwards(subject, group):
+        reason = f"{subject.purifier.name} has no gradient {' or '.join(group.backwards)} here"
+        return [], dict.fromkeys(group.columns, reason)
     for column in group.columns:
         attack = make_attack(str(column.attack_of(row)))
         check = getattr(attack, "check", None)
@@ -257,6 +267,7 @@ def _audited(
 ) -> tuple[AuditResult, str]:
     """One audit, read where it is finished and gone on with where it is not."""
     recipe, threat = shop.recipe, group.threat
+    backwards = _backwards(subject, group)
     # Two columns may ask for one attack, as a column of each row's own does.
     attacks = list(dict.fromkeys(str(column.attack_of(row)) for column in columns))
     facts = {
@@ -267,6 +278,7 @@ def _audited(
         "attackers": list(group.attackers),
         "seed": shop.seed,
         "batch_size": recipe.batch_size,
+        **({} if backwards is None else {"backwards": list(backwards)}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     # Named after what is audited and not after the row, so that recipes may share it; what one
@@ -293,7 +305,7 @@ def _audited(
             workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
                   "classes": list(images.classes)},
-            show=shop.show, announce=shop.say,
+            backwards=backwards, show=shop.show, announce=shop.say,
         )  # fmt: skip
     except InputError as error:
         raise InputError(
@@ -303,6 +315,13 @@ def _audited(
         ) from error
     result.save_report()
     return result, key
+
+
+def _backwards(subject: Defense | Classifier, group: Group) -> tuple[str, ...] | None:
+    """Those of the column's gradients that a defense has; None for all that it declares."""
+    if not group.backwards or not isinstance(subject, Defense):
+        return None
+    return tuple(rule for rule in group.backwards if rule in (*subject.backwards, UNDEFENDED))
 
 
 def _check_classes(subject: Defense | Classifier, images: ImageSet) -> None:
