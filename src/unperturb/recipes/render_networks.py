@@ -32,7 +32,7 @@ def _settings(network: Any) -> list[str]:
     plain = (str, int, float)
     return [
         f"{key.replace('_', ' ')} {'x'.join(map(str, v)) if isinstance(v, list) else v}"
-        for key, v in network.items()
+        for key, v in sorted(network.items())
         if isinstance(v, plain) or (isinstance(v, list) and v and isinstance(v[0], int))
     ]
 
@@ -50,9 +50,9 @@ def thresholds_part(record: Record) -> list[str]:
     lines = ["## Thresholds", ""]
     for name, facts in sorted(record["thresholds"].items()):
         fitted = facts["fitted_on"]
-        options = ", ".join(f"{key} {value}" for key, value in facts["options"].items())
+        options = ", ".join(f"{key} {value}" for key, value in sorted(facts["options"].items()))
         lines.append(
-            f"- **{name}**: {facts['threshold']:.4g}, {facts['statistic']}, the "
+            f"- **{name}**: {facts['threshold']:.3g}, {facts['statistic']}, the "
             f"{fitted['quantile']:.1%} quantile of {fitted['images']['count']:,} clean images "
             f"({fitted['split']}); purifier {facts['purifier']['name']}"
             + (f" ({options})" if options else "")
