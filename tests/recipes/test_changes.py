@@ -36,7 +36,7 @@ WRONG = {
     "steps": ("steps: [0, 3]", "steps: [3, 0]", "increasing whole numbers"),
     "place": ("{attack: noise, place: 1}", "{attack: noise}", "place: a number"),
     "paper": ("{drops most: 99.69}", "{drop most: 99.69}", "did you mean 'drops most'"),
-    "subjects": ("  subjects:\n", "  subjects: {}\n  each_: ", "no subjects"),
+    "subjects": ("  subjects:\n", "  subjects: {}\n  others:\n", "no subjects"),
 }
 
 Made = tuple[Path, dict[str, Any]]
@@ -110,6 +110,7 @@ def test_columns_name_the_adaptive_attacker_s_gradients(made: Made, tmp_path: Pa
         TINY[: TINY.index("attackers:")]
         + """columns:
   Clean: {}
+  FGSM: {attack: fgsm}
   BPDA: {attack: pgd-2, backwards: [identity]}
 rows:
   plug-in: {model: net, defense: alu}
