@@ -124,7 +124,7 @@ def figure_approach(found: Sequence[dict[str, Any]]) -> Figure:
         MissingExtraError: matplotlib is not installed.
     """
     figure = new_figure(6.0, 3.6)
-    axes = figure.add_axes((0.13, 0.15, 0.84, 0.8))
+    axes = figure.add_axes((0.16, 0.15, 0.81, 0.8))
     lines = {
         "reconstruction": "purified to attacked: what the steps lower",
         "to_clean": "purified to clean",
@@ -141,6 +141,6 @@ def figure_approach(found: Sequence[dict[str, Any]]) -> Figure:
     axes.set_yscale("log")
     axes.set_xlabel("steps N", fontsize=8, color=MUTED)
     axes.set_ylabel("median of mean squared errors", fontsize=8, color=MUTED)
-    axes.tick_params(labelsize=7, labelcolor=MUTED)
+    axes.tick_params(which="both", labelsize=7, labelcolor=MUTED)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure
