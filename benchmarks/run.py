@@ -21,6 +21,7 @@ TOPICS = {
     "training_step": (),
     "training_precision": ("start", "data"),
     "logit_correction": (),
+    "alu": ("vae", "data"),
 }
 
 
@@ -78,6 +79,7 @@ def main() -> int:
     parser.add_argument("--robust", metavar="SPEC", help="cifar-robust-resnet-4b@FILE")
     parser.add_argument("--trained", metavar="SPEC", help="an adversarially trained network")
     parser.add_argument("--start", metavar="SPEC", help="standard-trained weights to train on from")
+    parser.add_argument("--vae", metavar="FOLDER", help="a trained VAE")
     parser.add_argument("--data", metavar="DATA", help="images for these networks")
     args = parser.parse_args()
     failed = []

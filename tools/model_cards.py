@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from network_cards import FORMATS, network_card, zoo_name
 from unperturb.files import write_text
 from unperturb.training import TrainConfig
 from unperturb.training.objectives import OVERFITTING
@@ -94,6 +95,16 @@ def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def first(config: dict[str, Any], zoo: Path) -> str:
+    """What the first stage begins with: a network, behind a VAE where it sees through one."""
+    through = config["card"].get("through")
+    if through is None:
+        return f"--arch {config['arch']}"
+    level = "" if through["level"] is None else f" --level {through['level']}"
+    name = zoo_name(through["vae"], zoo)
+    return f"--arch {config['arch_options']['net']} --through {name}{level}"
+
+
 def card_text(folder: Path) -> str:
     """The model card of one folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -120,7 +131,7 @@ def card_text(folder: Path) -> str:
     ]
     every = stages(card)
     for number, settings in enumerate(every, 1):
-        start = f"--arch {config['arch']}" if number == 1 else f"--start stage{number - 1}"
+        start = first(config, folder.parent) if number == 1 else f"--start stage{number - 1}"
         lines.append(command(settings, start, f"stage{number}", data))
     lines += [
         "```",
@@ -165,7 +176,14 @@ def card_text(folder: Path) -> str:
 def main() -> None:
     """Write every card."""
     for folder in sorted((ROOT / "zoo").iterdir()):
-        if (folder / "config.json").exists():
+        if not (folder / "config.json").exists():
+            continue
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config["format"] in FORMATS:
+            card = config["card"]
+            data, words = data_words(card["data"]["source"], card["config"]["holdout"])
+            write_text(folder / "README.md", network_card(folder, data, words))
+        else:
             write_text(folder / "README.md", card_text(folder))
 
 

@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from unperturb.classifiers import Classifier, as_classifier
 from unperturb.correction.corrector import Corrector, load_corrector
-from unperturb.decisions import DECISIONS, LogitCorrection
+from unperturb.decisions import LogitCorrection
 from unperturb.defense import Defense
-from unperturb.detectors import Detector, ThresholdDetector
 from unperturb.errors import ConfigError, SpecError, unknown_name
-from unperturb.generative import fingerprint, load_denoiser, load_vae, vae_of
-from unperturb.networks.unet import DenoisingUNet
-from unperturb.networks.vae import VAE
 from unperturb.plugins import with_plugins
-from unperturb.purifiers import (
-    CWStep,
-    FGSMStep,
-    LatentOptimization,
-    PGDStep,
-    Purifier,
-    Restoration,
-    UNetDenoiser,
-)
+from unperturb.presets_alu import alu, alu_purifier
+from unperturb.purifiers import CWStep, FGSMStep, PGDStep, Purifier, Restoration
+
+if TYPE_CHECKING:
+    from unperturb.restoration import RestorationNet
 
 __all__ = [
     "PRESETS",
@@ -111,138 +102,6 @@ def tpap(
     return Defense(classifier, purifier=_TPAP_STEPS[step](**given))
 
 
-def alu(
-    classifier: nn.Module,
-    *,
-    vae: VAE | str | Path | None = None,
-    denoiser: DenoisingUNet | str | Path | None = None,
-    steps: int | None = None,
-    lr: float | None = None,
-    optimizer: str | None = None,
-    start: str | None = None,
-    tolerance: float | None = None,
-    threshold: float | str | Path | None = None,
-    statistic: str = "absolute-change",
-    decision: str = "logit-update",
-) -> Defense:
-    """Adversarial logit update.
-
-    Purifier: a VAE whose code is optimized to reconstruct the image; detector: the change of the
-    logits against a threshold; decision: the class whose logit rose most where flagged, else the
-    logits after.
-
-    Three variants are one preset. *Plug-in*: any classifier of images. *Unified* and *asymmetric*:
-    a classifier from ``unperturb train --through VAE [--level L]``, which brings its VAE along;
-    logits before are then those of plain encode-decode. *Toy* (Table 1): ``denoiser`` in the place
-    of the VAE.
-
-    Its threshold belongs to one classifier and one purifier: ``unperturb fit alu`` fits it on clean
-    training images and saves the whole defense. A number given here is taken as it is.
-
-    Args:
-        classifier: Images in [0, 1] to logits.
-        vae: A VAE, or the folder of one; None: that of a classifier that was trained through one.
-        denoiser: A denoiser, or the folder of one, in the place of the VAE.
-        steps: Steps N in the latent space; 10.
-        lr: Their learning rate; 0.05.
-        optimizer: ``adam``, or ``gd`` as published; adam.
-        start: ``encoder`` or ``random``; encoder.
-        tolerance: Images are done whose error hardly falls; 0, never.
-        threshold: Detector scores above it are flagged; or the folder of a saved defense whose
-            fitted detector is used, and checked; None only where nothing is flagged.
-        statistic: What the detector computes, where the threshold is a number.
-        decision: ``logit-update``, or ``logits-after`` for purification alone, without a detector
-            unless a threshold is given.
-
-    Raises:
-        SpecError: Neither VAE nor denoiser is there, or both; a folder holds something else; an
-            option belongs to the other one.
-        ConfigError: A value is out of range, a VAE is not the one that the classifier was trained
-            through, or there is no threshold.
-        ThresholdError: The fitted threshold is that of another classifier or purifier.
-
-    Example:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-        >>> defense = alu(net, vae=VAE(image_shape=(3, 32, 32)), threshold=12.5)
-        >>> defense.purifier.name, defense.detector.name, defense.decision.name
-        ('latent-optimization', 'threshold', 'logit-update')
-    """
-    net = classifier if isinstance(classifier, Classifier) else as_classifier(classifier)
-    options = {
-        "steps": steps,
-        "lr": lr,
-        "optimizer": optimizer,
-        "start": start,
-        "tolerance": tolerance,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    purifier = alu_purifier(net, vae=vae, denoiser=denoiser, **given)
-    if decision not in ("logit-update", "logits-after"):
-        raise unknown_name("decision of alu", str(decision), ("logit-update", "logits-after"))
-    detector: Detector | None = None
-    if isinstance(threshold, str | Path):
-        from unperturb.saving import load_detector
-
-        detector = load_detector(threshold)
-    elif threshold is not None:
-        detector = ThresholdDetector(statistic=statistic, threshold=float(threshold))
-    elif decision == "logit-update":
-        raise ConfigError(
-            "alu has no threshold",
-            expected="a number, or the folder of a defense with a fitted one",
-            fix="unperturb fit alu fits one on clean training images and saves the defense",
-        )
-    return Defense(net, purifier=purifier, detector=detector, decision=DECISIONS[decision]())
-
-
-def alu_purifier(
-    classifier: Classifier,
-    *,
-    vae: VAE | str | Path | None = None,
-    denoiser: DenoisingUNet | str | Path | None = None,
-    **options: Any,
-) -> Purifier:
-    """The purifier of ``alu``, before there is a threshold.
-
-    Args:
-        classifier: The classifier.
-        vae: As for ``alu``.
-        denoiser: As for ``alu``.
-        **options: Settings of ``LatentOptimization``; a denoiser has none of them.
-
-    Raises:
-        SpecError: Neither VAE nor denoiser is there, or both, or options with a denoiser.
-        ConfigError: The classifier was trained through another VAE.
-    """
-    own = vae_of(classifier)
-    if denoiser is not None:
-        if vae is not None or options:
-            what = "a VAE" if vae is not None else ", ".join(options)
-            raise SpecError(
-                f"A denoiser is given with {what}",
-                expected="a denoiser alone, or a VAE with its options",
-                fix="leave one of them out",
-            )
-        found = denoiser if isinstance(denoiser, DenoisingUNet) else load_denoiser(denoiser)
-        return UNetDenoiser(unet=found)
-    if vae is None and own is None:
-        raise SpecError(
-            "alu has neither a VAE nor a denoiser",
-            expected="vae=FOLDER, or a classifier that was trained through a VAE",
-            fix="unperturb fit vae trains one",
-        )
-    model = vae if isinstance(vae, VAE) else load_vae(vae) if vae is not None else None
-    if own is None:
-        return LatentOptimization(vae=model, **options)
-    if model is not None and fingerprint(model) != fingerprint(own.vae):
-        raise ConfigError(
-            f"The VAE is {fingerprint(model)[:12]}",
-            expected=f"{fingerprint(own.vae)[:12]}, through which the classifier was trained",
-            fix="leave vae out: the classifier brings it along",
-        )
-    return LatentOptimization(vae=own.vae, level=own.level, unified=True, **options)
-
-
 def logit_correction(
     classifier: nn.Module,
     *,
@@ -316,7 +175,7 @@ def _read_corrector(source: object) -> Corrector:
 def atop(
     classifier: nn.Module,
     *,
-    purifier: str | Path,
+    purifier: str | Path | RestorationNet,
     transform: str | None = None,
     patch: int | None = None,
     rate: float | None = None,
@@ -333,7 +192,7 @@ def atop(
 
     Args:
         classifier: Images in [0, 1] to logits.
-        purifier: Folder of the restoration network.
+        purifier: Folder of the restoration network, or what ``load_restoration`` read from it.
         transform: ``rt1``, ``rt2`` or ``rt3``; None: the one it was trained on.
         patch: Side of a patch in pixels; None: as it was trained.
         rate: For ``rt1`` and ``rt2``: share of the patches that is dropped; None: as trained.

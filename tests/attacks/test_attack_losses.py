@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unperturb.attacks.losses import LOSSES, cross_entropy, dlr, margin, resolve_loss
+from unperturb.attacks.losses import LOSSES, both_up, cross_entropy, dlr, margin, resolve_loss
 
 
 def _scores(classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -30,8 +30,15 @@ def _dlr(row: list[float], label: int) -> float:
     return _margin(row, label) / (ordered[0] - ordered[2] + 1e-12)
 
 
+def _both_up(row: list[float], label: int) -> float:
+    return min(_margin(row, label), 1.0) + row[label]
+
+
 @pytest.mark.parametrize("classes", [4, 10])
-@pytest.mark.parametrize(("loss", "naive"), [(cross_entropy, _ce), (margin, _margin), (dlr, _dlr)])
+@pytest.mark.parametrize(
+    ("loss", "naive"),
+    [(cross_entropy, _ce), (margin, _margin), (dlr, _dlr), (both_up, _both_up)],
+)
 def test_against_a_loop(loss: object, naive: object, classes: int) -> None:
     scores, labels = _scores(classes)
     wanted = [naive(r, y) for r, y in zip(scores.tolist(), labels.tolist(), strict=True)]  # type: ignore[operator]

@@ -19,7 +19,7 @@ from unperturb.context import Context
 from unperturb.decisions import Decision
 from unperturb.defense import Defense
 from unperturb.detectors import ThresholdDetector
-from unperturb.errors import AttackError, ConfigError
+from unperturb.errors import AttackError, ConfigError, SpecError
 from unperturb.presets import tpap
 from unperturb.purifiers import Purified, Purifier
 from unperturb.threat import L2, Linf, Threat
@@ -68,6 +68,12 @@ def armed(target: nn.Module, attacks: Any = "quick", **changes: Any) -> Any:
 def test_a_stage_declares_gradients_and_goals() -> None:
     assert adaptive_backwards(routed()) == ("own-rule", "exact", "undefended")
     assert adaptive_backwards(linear_net()) == ("exact",)
+    assert adaptive_backwards(routed(), ["identity", "identity"]) == ("identity",)
+    assert adaptive_backwards(linear_net(), ["identity"]) == ("exact",)
+    with pytest.raises(SpecError, match="did you mean 'own-rule'"):
+        adaptive_backwards(routed(), ["own-rul"])
+    with pytest.raises(ConfigError, match="No gradient is chosen"):
+        adaptive_backwards(routed(), [])
     assert adaptive_goals(routed()) == ("branch:difference", "branch:after")
     assert adaptive_goals(routed("reject"))[0] == "wrong-unflagged"
     assert adaptive_goals(tpap(linear_net())) == adaptive_goals(linear_net()) == ()

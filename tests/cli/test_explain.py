@@ -20,7 +20,9 @@ from unperturb.classifiers import load_classifier, new_classifier, save_classifi
 from unperturb.cli import unperturb as program
 from unperturb.data import load_images
 from unperturb.explain import gradcam
+from unperturb.generative import save_generative
 from unperturb.networks.restorers import build_restorer
+from unperturb.networks.vae import VAE
 from unperturb.presets import tpap
 from unperturb.purifiers.transforms import RandomTransform
 from unperturb.restoration import RestorationNet, save_restoration
@@ -92,6 +94,25 @@ def test_panels_need_a_restoration_network(net: Path, run: Run, tmp_path: Path) 
     ran = run(*_panels(net, tmp_path / "x.png", *fit, "--transform", "rt4"), code=2)
     assert "Unknown random transform 'rt4'" in ran.err
     assert not (tmp_path / "x.png").exists()
+
+
+def test_logit_change_writes_pictures_and_figures(net: Path, run: Run, tmp_path: Path) -> None:
+    vae = save_generative(VAE(image_shape=(1, 8, 8), width=2, downsample=1), tmp_path / "vae")
+    out = tmp_path / "new" / "change.png"
+    given = ["explain", "logit-change", "--classifier", net, *DIGITS, "--limit", 4,
+             "--defense", f"alu?vae={vae}&threshold=0.5&steps=1"]  # fmt: skip
+    facts = run(*given, "--attack", "fgsm", "--train-images", 3, "--out", out, "--json").json
+    names = {"change.png", "change-statistic.png", "change-changes.png", "change.json"}
+    assert {path.name for path in out.parent.iterdir()} == names
+    assert json.loads((out.parent / "change.json").read_text(encoding="utf-8")) == facts
+    assert (facts["n"], facts["train_images"], facts["gradient"]) == (4, 3, "undefended")
+    ran = run(*given, "--attack", "noise", "--gradient", "identity", "--out", tmp_path / "x.png")
+    assert re.search(r"noise, n = 4: clean [\d.]+% right.*successful attacks", ran.out, re.DOTALL)
+    ran = run(*given, "--gradient", "unroled", "--out", tmp_path / "y.png", code=2)
+    assert "did you mean 'unrolled'" in ran.err
+    ran = run(*given[:-2], "--out", tmp_path / "y.png", code=2)
+    assert "There is nothing that purifies" in ran.err
+    assert not (tmp_path / "y.png").exists()
 
 
 def test_gradcam_writes_the_picture_and_the_maps(net: Path, run: Run, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from unperturb.attacks import (
 )
 from unperturb.attacks.surface import UNDEFENDED
 from unperturb.defense import Defense
-from unperturb.errors import ConfigError
+from unperturb.errors import ConfigError, unknown_name
 from unperturb.threat import Threat
 
 __all__ = [
@@ -60,11 +60,28 @@ class Arsenal:
     probing: dict[str, Any] | None
 
 
-def adaptive_backwards(target: nn.Module) -> tuple[str, ...]:
-    """Gradients an attacker who knows the defense tries: its purifier's, and the bare net's."""
+def adaptive_backwards(target: nn.Module, chosen: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Gradients an attacker who knows the defense tries: its purifier's, and the bare net's.
+
+    Args:
+        target: What is attacked.
+        chosen: Others in their place; None for these.
+
+    Raises:
+        SpecError: The target has no such gradient.
+        ConfigError: None is chosen.
+    """
     if not isinstance(target, Defense):
         return ("exact",)
-    return (*target.purifier.adaptive, UNDEFENDED)
+    if chosen is None:
+        return (*target.purifier.adaptive, UNDEFENDED)
+    known = (*target.backwards, UNDEFENDED)
+    for rule in chosen:
+        if rule not in known:
+            raise unknown_name(f"gradient of {target.purifier.name}", str(rule), known)
+    if not chosen:
+        raise ConfigError("No gradient is chosen", expected=f"some of {', '.join(known)}")
+    return tuple(dict.fromkeys(chosen))
 
 
 def adaptive_goals(target: nn.Module) -> tuple[str, ...]:

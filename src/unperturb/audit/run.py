@@ -83,6 +83,7 @@ def audit(
     name: str | None = None,
     data: dict[str, Any] | None = None,
     probe_images: int | None = None,
+    backwards: Sequence[str] | None = None,
     outside: Mapping[str, str | Path | Tensor] | None = None,
     show: bool = False,
     announce: Callable[[str], None] | None = None,
@@ -122,6 +123,9 @@ def audit(
         probe_images: Images, from the first, on which the strength of one attack is varied: the
             security curve, a huge eps, more steps, more draws. What the suite says by default (a
             list of attacks has none); 0 for none.
+        backwards: Gradients that the adaptive attacker tries on the defense, in the place of those
+            that its purifier declares: fewer where one costs too much. Every figure that rests on
+            them names them.
         outside: Adversarial images made by any other tool, by name: a folder, a file or a tensor
             in the order of the images; see ``unperturb.audit.outside``.
         show: Show a progress bar with the time left.
@@ -195,7 +199,7 @@ def audit(
         seed=seed,
         batch_size=min(batch_size, len(images)) if batch_size > 0 else batch_size,
         scoring_draws=scoring_draws if stochastic else 1,
-        backwards=adaptive_backwards(target),
+        backwards=adaptive_backwards(target, backwards),
         keep_images=keep_images,
         ids=named,
         target=subject_facts(target, name),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unperturb.cli.explain_change import logit_change
 from unperturb.cli.explain_logits import mean_logits, supporting_classes
 from unperturb.cli.options import (
     check_fit,
@@ -43,6 +44,7 @@ def explain() -> None:
         --out supporting.png
       unperturb explain panels --classifier runs/standard --defense 'atop?purifier=runs/atop' \\
         --data cifar10/ --out panels.png
+      unperturb explain logit-change --defense runs/alu --data cifar10/ --limit 512 --out change.png
     """
 
 
@@ -294,5 +296,5 @@ def _classes(data: ImageSet, subject: Classifier | Defense) -> tuple[str, ...]:
     return tuple(str(name) for name in card) if isinstance(card, list | tuple) else data.classes
 
 
-for command in (supporting_classes, mean_logits):
+for command in (supporting_classes, mean_logits, logit_change):
     explain.add_command(command)

@@ -3,6 +3,7 @@ and of the classes by which a corrector of logits corrects."""
 
 from __future__ import annotations
 
+from unperturb.explain.approach import approach, figure_approach
 from unperturb.explain.bhattacharyya import Overlap, bhattacharyya, overlap
 from unperturb.explain.canvas import save_figure
 from unperturb.explain.causal import Causal, causal_check
@@ -12,6 +13,12 @@ from unperturb.explain.grad_cam import GradCAM, gradcam
 from unperturb.explain.gradcam_figure import Column, Columns, figure_gradcam, gradcam_columns
 from unperturb.explain.instance_figure import figure_instance
 from unperturb.explain.instances import instance_shares
+from unperturb.explain.logit_change import LogitChange, logit_change
+from unperturb.explain.logit_change_figure import (
+    figure_bars,
+    figure_changes,
+    figure_statistic,
+)
 from unperturb.explain.mean_logit import MeanLogits, mean_logits
 from unperturb.explain.mean_logit_figure import figure_mean_logits
 from unperturb.explain.overlap_figure import figure_overlap
@@ -31,6 +38,7 @@ __all__ = [
     "Embedding",
     "Explained",
     "GradCAM",
+    "LogitChange",
     "MeanLogits",
     "Overlap",
     "Panel",
@@ -38,21 +46,27 @@ __all__ = [
     "Panels",
     "Row",
     "Supporting",
+    "approach",
     "bhattacharyya",
     "causal_check",
     "contributions",
     "embedding",
     "explain_correction",
+    "figure_approach",
+    "figure_bars",
+    "figure_changes",
     "figure_embedding",
     "figure_gradcam",
     "figure_instance",
     "figure_mean_logits",
     "figure_overlap",
     "figure_panels",
+    "figure_statistic",
     "figure_supporting",
     "gradcam",
     "gradcam_columns",
     "instance_shares",
+    "logit_change",
     "mean_logits",
     "overlap",
     "penultimate_features",

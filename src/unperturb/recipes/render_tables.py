@@ -136,6 +136,8 @@ def column_notes(record: Record) -> list[str]:
             words.append(_selected(record))
         if column["threat"] is not None:
             words.append(f"an image counts as broken within {threat_text(column['threat'])}.")
+        if column.get("backwards"):
+            words.append(f"adaptive by the gradient {' and '.join(column['backwards'])} alone.")
         if column["note"]:
             words.append(column["note"])
         if words:

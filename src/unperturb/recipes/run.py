@@ -12,6 +12,7 @@ from unperturb.errors import ConfigError, MissingExtraError
 from unperturb.files import write_json, write_text
 from unperturb.recipes.banks import Banks
 from unperturb.recipes.cells import Cells
+from unperturb.recipes.changes import run_changes
 from unperturb.recipes.costs import run_costs
 from unperturb.recipes.curves import draw_curves, draw_sweeps, run_curves
 from unperturb.recipes.explanations import run_explanation
@@ -26,6 +27,7 @@ from unperturb.recipes.selection import TestImages
 from unperturb.recipes.sources import Sources
 from unperturb.recipes.sweeps import expand, run_sweeps
 from unperturb.recipes.tables import Workshop, run_rows
+from unperturb.recipes.thresholds import Thresholds
 
 __all__ = ["PAGE", "render_again", "reproduce"]
 
@@ -43,6 +45,7 @@ def reproduce(
     zoo: str | Path | None = None,
     use_zoo: bool = True,
     models: Mapping[str, str] | None = None,
+    networks: Mapping[str, str] | None = None,
     seed: int = 0,
     device: str = "cpu",
     workers: int = 1,
@@ -53,22 +56,23 @@ def reproduce(
 ) -> dict[str, Any]:
     """Reproduce one table or figure of a paper.
 
-    Models are taken from the zoo or trained; logit banks are made and correctors fitted where a
-    defense needs them; rows are audited under both attackers; everything is kept, so the same call
-    goes on after a kill and does nothing twice.
+    Models are taken from the zoo or trained, and so are the networks of defenses; logit banks are
+    made, correctors and thresholds fitted where a defense needs them; rows are audited under both
+    attackers; everything is kept, so the same call goes on after a kill and does nothing twice.
 
     Args:
         name: A recipe (``recipe_names``), or the path of a YAML file.
         out: Folder of ``record.json``, ``table.md`` and what is drawn.
         scale: ``smoke``, ``cpu``, ``gpu`` or ``paper``.
         data: Where the recipe's images are; a mapping by name where it has several sets.
-        models_dir: Folder of trained models, banks and correctors, which recipes share;
+        models_dir: Folder of what is trained and fitted, which recipes share;
             ``models`` beside ``out`` by default.
         audits_dir: Folder of the audits; recipes that share it share equal audits. Inside ``out``
             by default.
         zoo: Folder of the project's trained classifiers; ``zoo`` here or in the sources by default.
         use_zoo: Whether its classifiers serve; else every model is trained.
         models: Classifier specifications in place of the recipe's models, by name.
+        networks: Folders in place of the recipe's networks, by name.
         seed: Seed of the attacks, and of training runs that state none.
         device: Where to compute.
         workers: Processes of an audit.
@@ -82,10 +86,10 @@ def reproduce(
         The record.
 
     Raises:
-        SpecError: An unknown recipe, scale, model or data set.
+        SpecError: An unknown recipe, scale, model, network or data set.
         ConfigError: A setting is out of range, or the recipe is wrong.
         DataError: Images are missing or broken.
-        RecordError: ``out`` holds something else, or a trained model is another run.
+        RecordError: ``out`` holds something else, or what is trained there is another run.
         OutputError: ``out`` cannot be written.
 
     Example:
@@ -117,13 +121,15 @@ def reproduce(
     }
     kept = Path(models_dir or folder.parent / "models")
     models_of = Models(
-        recipe, sources, folder=kept, zoo=find_zoo(zoo) if use_zoo else [], given=models, **common
-    )
+        recipe, sources, folder=kept, zoo=find_zoo(zoo) if use_zoo else [], given=models,
+        networks=networks, **common,
+    )  # fmt: skip
     images = TestImages(recipe, sources, models_of)
     banks = Banks(recipe, sources, images, models_of, folder=kept, **common)
     shop = Workshop(
         recipe=recipe, sources=sources, images=images, models=models_of, banks=banks,
         fits=Fits(recipe, banks, folder=kept, **common),
+        thresholds=Thresholds(recipe, models_of, folder=kept, **common),
         audits=Path(audits_dir or folder / "audits"), workers=workers, **common,
     )  # fmt: skip
     with locked(folder):
@@ -154,6 +160,8 @@ def _run(shop: Workshop, folder: Path) -> dict[str, Any]:
         keep(run_figure(shop, folder))
     if recipe.kind == "explanation":
         keep(run_explanation(shop, folder, each=keep))
+    if recipe.kind == "logit-change":
+        keep(run_changes(shop, folder, each=keep))
     if recipe.columns:
         trained = dict(record.get("models", {}))
         found = Cells(models=trained)
@@ -188,7 +196,7 @@ def _left_out(record: Mapping[str, Any]) -> list[str]:
     """What was not run, in words, each reason once with what it concerns."""
     found: dict[str, list[str]] = {}
     for cell in record.get("cells", ()):
-        if cell["status"] not in ("done", "quoted"):
+        if cell["status"] not in ("done", "quoted") and cell.get("possible", True):
             found.setdefault(cell["reason"], []).append(f"{cell['row']}, {cell['column']}")
     for name, curve in record.get("curves", {}).items():
         if curve["status"] != "done":
@@ -201,7 +209,8 @@ def _left_out(record: Mapping[str, Any]) -> list[str]:
     for figure in record.get("figures", ()):
         if figure["status"] != "done":
             found.setdefault(figure["reason"], []).append(figure["draw"])
-    for subject in record.get("explanation", {}).get("subjects", ()):
+    several = (record.get(key, {}).get("subjects", ()) for key in ("explanation", "changes"))
+    for subject in (one for subjects in several for one in subjects):
         if subject["status"] != "done":
             found.setdefault(subject["reason"], []).append(subject["name"])
     return [f"{reason}: {'; '.join(dict.fromkeys(what))}" for reason, what in found.items()]

@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unperturb.attacks import Surface, make_attack
+from unperturb.attacks.surface import UNDEFENDED
 from unperturb.audit import AuditResult, audit, read_result
 from unperturb.classifiers import Classifier
 from unperturb.data import ImageSet
@@ -28,11 +29,12 @@ from unperturb.recipes.cells import (
     skipped,
 )
 from unperturb.recipes.fits import Fits
-from unperturb.recipes.models import TIME_BUDGET, Models
-from unperturb.recipes.parse_fits import fit_of
+from unperturb.recipes.models import Models
+from unperturb.recipes.needs import named_in
 from unperturb.recipes.schema import Column, Recipe, Row
 from unperturb.recipes.selection import TestImages
-from unperturb.recipes.sources import NotRunError, Sources
+from unperturb.recipes.sources import TIME_BUDGET, NotRunError, Sources
+from unperturb.recipes.thresholds import Thresholds
 from unperturb.threat import Threat
 
 __all__ = ["Group", "Workshop", "groups", "run_rows", "slug"]
@@ -48,6 +50,7 @@ class Group:
         selected: Whether they are the selected ones.
         columns: Those with an attack.
         attackers: Who runs them.
+        backwards: Gradients of the adaptive attacker; empty for all that the purifier declares.
     """
 
     threat: Threat
@@ -55,6 +58,7 @@ class Group:
     columns: tuple[Column, ...]
     attackers: tuple[str, ...]
     selected: bool = False
+    backwards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,7 @@ class Workshop:
         models: Its classifiers.
         banks: Its logit banks.
         fits: Its correctors.
+        thresholds: Its thresholds.
         audits: Folder of the audits' records.
         seed: Seed of the attacks.
         device: Where to compute.
@@ -83,6 +88,7 @@ class Workshop:
     models: Models
     banks: Banks
     fits: Fits
+    thresholds: Thresholds
     audits: Path
     seed: int
     device: str
@@ -104,23 +110,37 @@ class Workshop:
             raise NotRunError(TIME_BUDGET)
         return seconds
 
-    def subject(self, net: Classifier, defense: str | None) -> Defense | Classifier:
-        """A classifier with one of the recipe's defenses around it.
+    def subject(self, model: str, defense: str | None) -> Defense | Classifier:
+        """A classifier of the recipe with one of its defenses around it.
 
         Raises:
-            NotRunError: A corrector in it cannot be had.
+            NotRunError: The classifier, or a part of the defense, cannot be had.
         """
+        net = self.models.get(model).classifier
         if defense is None:
             return net
         preset, options = self.recipe.defenses[defense]
-        return make_preset(preset, net, **self.fits.options(options))
+        made = {key: self._part(value, model) for key, value in options.items()}
+        return make_preset(preset, net, **made).to(self.device)
+
+    def _part(self, value: Any, model: str) -> Any:
+        """An option of a defense, made first if need be."""
+        if not isinstance(value, Mapping):
+            return value
+        if "fit" in value:
+            return self.fits.get(value["fit"])
+        if "threshold" in value:
+            return self.thresholds.get(value["threshold"], model)
+        return self.models.networks.get(value["network"]).folder
 
     def made(self) -> dict[str, Any]:
-        """What a record says of banks, correctors and selected images, where there are any."""
+        """What a record says of all that is made beside classifiers, where there is any."""
         found = {
             "banks": self.banks.facts(),
             "fits": self.fits.facts(),
             "selected": self.images.facts,
+            "networks": self.models.networks.facts(),
+            "thresholds": self.thresholds.facts(),
         }
         return {name: dict(facts) for name, facts in found.items() if facts}
 
@@ -128,15 +148,17 @@ class Workshop:
 def groups(recipe: Recipe, row: Row) -> list[Group]:
     """The audits of a row, the threat model's own and the most images first."""
     usual = row.threat or recipe.threat
-    found: dict[tuple[str, float, int, tuple[str, ...], bool], list[Column]] = {}
+    found: dict[tuple[Any, ...], list[Column]] = {}
     for column in recipe.columns.values():
         if column.attack is not None:
             threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
-            key = (threat.norm, threat.eps, column.n, attackers, column.selected)
+            key = (
+                threat.norm, threat.eps, column.n, attackers, column.selected, column.backwards
+            )  # fmt: skip
             found.setdefault(key, []).append(column)
     made = [
-        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected)
-        for (_, _, n, attackers, selected), columns in found.items()
+        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected, backwards)
+        for (_, _, n, attackers, selected, backwards), columns in found.items()
     ]
     return sorted(made, key=lambda g: (g.threat != usual, -g.n))
 
@@ -159,7 +181,7 @@ def run_rows(
         try:
             had = shop.models.get(row.model)
             found.models[row.model] = had.facts
-            subject = shop.subject(had.classifier, row.defense)
+            subject = shop.subject(row.model, row.defense)
         except NotRunError as reason:
             found.cells += not_run(shop.recipe, row, shop.recipe.columns.values(), str(reason))
             continue
@@ -181,7 +203,9 @@ def _row(
     for group in groups(recipe, row):
         able, unable = _able(subject, row, group)
         for column, reason in unable.items():
-            found.cells += not_run(recipe, row, [column], reason)
+            cells = not_run(recipe, row, [column], reason)
+            # What cannot be run at all is not left out.
+            found.cells += [{**cell, "possible": not group.backwards} for cell in cells]
         if not able:
             continue
         try:
@@ -217,6 +241,9 @@ def _able(
 ) -> tuple[list[Column], dict[Column, str]]:
     """Columns whose attack can run here, and why the others cannot."""
     able, unable = [], {}
+    if group.backwards and isinstance(subject, Defense) and not _backwards(subject, group):
+        reason = f"{subject.purifier.name} has no gradient {' or '.join(group.backwards)} here"
+        return [], dict.fromkeys(group.columns, reason)
     for column in group.columns:
         attack = make_attack(str(column.attack_of(row)))
         check = getattr(attack, "check", None)
@@ -240,6 +267,7 @@ def _audited(
 ) -> tuple[AuditResult, str]:
     """One audit, read where it is finished and gone on with where it is not."""
     recipe, threat = shop.recipe, group.threat
+    backwards = _backwards(subject, group)
     # Two columns may ask for one attack, as a column of each row's own does.
     attacks = list(dict.fromkeys(str(column.attack_of(row)) for column in columns))
     facts = {
@@ -250,12 +278,12 @@ def _audited(
         "attackers": list(group.attackers),
         "seed": shop.seed,
         "batch_size": recipe.batch_size,
+        **({} if backwards is None else {"backwards": list(backwards)}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     # Named after what is audited and not after the row, so that recipes may share it; what one
     # calls a defense another may call otherwise, and a corrector has one name.
-    options = recipe.defenses[row.defense][1] if row.defense is not None else {}
-    title = fit_of(options) or row.defense
+    title = next(iter(named_in(recipe, row.defense, "fit")), row.defense)
     named = slug(f"{row.model} {title or ''} {'selected' if group.selected else ''}")
     key = f"{named}-{threat.norm}-n{len(images)}-{digest[:8]}"
     folder = shop.audits / key
@@ -277,7 +305,7 @@ def _audited(
             workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
                   "classes": list(images.classes)},
-            show=shop.show, announce=shop.say,
+            backwards=backwards, show=shop.show, announce=shop.say,
         )  # fmt: skip
     except InputError as error:
         raise InputError(
@@ -287,6 +315,13 @@ def _audited(
         ) from error
     result.save_report()
     return result, key
+
+
+def _backwards(subject: Defense | Classifier, group: Group) -> tuple[str, ...] | None:
+    """Those of the column's gradients that a defense has; None for all that it declares."""
+    if not group.backwards or not isinstance(subject, Defense):
+        return None
+    return tuple(rule for rule in group.backwards if rule in (*subject.backwards, UNDEFENDED))
 
 
 def _check_classes(subject: Defense | Classifier, images: ImageSet) -> None:
