@@ -21,6 +21,7 @@ TOPICS = {
     "training_step": (),
     "training_precision": ("start", "data"),
     "logit_correction": (),
+    "atop": (),
 }
 
 
