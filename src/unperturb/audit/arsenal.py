@@ -19,7 +19,7 @@ from unperturb.attacks import (
 )
 from unperturb.attacks.surface import UNDEFENDED
 from unperturb.defense import Defense
-from unperturb.errors import ConfigError
+from unperturb.errors import ConfigError, unknown_name
 from unperturb.threat import Threat
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "adaptive_backwards",
     "adaptive_goals",
     "arsenal",
+    "asked_backwards",
     "suites_of",
 ]
 
@@ -65,6 +66,33 @@ def adaptive_backwards(target: nn.Module) -> tuple[str, ...]:
     if not isinstance(target, Defense):
         return ("exact",)
     return (*target.purifier.adaptive, UNDEFENDED)
+
+
+def asked_backwards(target: nn.Module, asked: Sequence[str]) -> tuple[str, ...]:
+    """The gradients that a caller wants tried, in place of all of `adaptive_backwards`.
+
+    Args:
+        target: What is audited.
+        asked: Their names, the strongest first.
+
+    Raises:
+        ConfigError: None is named, or one twice.
+        SpecError: The target has no such gradient.
+
+    Example:
+        >>> from unperturb.presets import tpap
+        >>> asked_backwards(tpap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2))), ["undefended"])
+        ('undefended',)
+    """
+    known = (*target.backwards, UNDEFENDED) if isinstance(target, Defense) else ("exact",)
+    for name in asked:
+        if name not in known:
+            raise unknown_name("gradient of this target", str(name), known)
+    if not asked or len(set(asked)) != len(asked):
+        raise ConfigError(
+            f"backwards is {list(asked)!r}", expected=f"some of {', '.join(known)}, each once"
+        )
+    return tuple(asked)
 
 
 def adaptive_goals(target: nn.Module) -> tuple[str, ...]:

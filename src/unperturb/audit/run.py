@@ -28,7 +28,13 @@ from torch import Tensor, nn
 
 from unperturb.attacks import Attack
 from unperturb.audit.arguments import check_arguments
-from unperturb.audit.arsenal import Arsenal, adaptive_backwards, adaptive_goals, arsenal
+from unperturb.audit.arsenal import (
+    Arsenal,
+    adaptive_backwards,
+    adaptive_goals,
+    arsenal,
+    asked_backwards,
+)
 from unperturb.audit.benign import BENIGN
 from unperturb.audit.cost import announcement, cost_ratio
 from unperturb.audit.given import read_given
@@ -74,6 +80,7 @@ def audit(
     batch_size: int = 128,
     scoring_draws: int = 10,
     gradient_draws: int = 20,
+    backwards: Sequence[str] | None = None,
     keep_images: str = "worst",
     out: str | Path | None = None,
     shard: tuple[int, int] | None = None,
@@ -110,6 +117,9 @@ def audit(
         scoring_draws: Fresh draws on which a random defense is scored; its worst attack per image
             is selected on as many others.
         gradient_draws: Draws averaged in each gradient of a random defense (EOT).
+        backwards: Gradients that an adaptive attacker takes of the defense, the strongest first,
+            such as ``("exact",)`` where each one costs hours; all that its purifier declares and
+            the bare classifier's by default.
         keep_images: ``worst`` (per image and attacker), ``all`` or ``none``.
         out: Folder of the records. An audit that finds its own records there goes on from them.
             None keeps them in a temporary folder that lives as long as the result.
@@ -150,8 +160,9 @@ def audit(
             f"The threat is {threat!r}", expected="a threat model", fix="Linf(8 / 255) or L2(0.5)"
         )
     check_arguments(
-        attackers=attackers, ids=ids, outside=outside, probe_images=probe_images, shard=shard
-    )
+        attackers=attackers, backwards=backwards, ids=ids, outside=outside,
+        probe_images=probe_images, shard=shard,
+    )  # fmt: skip
     if device is not None:
         check_device(device)
     target = defense if isinstance(defense, Defense) else as_classifier(defense)
@@ -195,7 +206,9 @@ def audit(
         seed=seed,
         batch_size=min(batch_size, len(images)) if batch_size > 0 else batch_size,
         scoring_draws=scoring_draws if stochastic else 1,
-        backwards=adaptive_backwards(target),
+        backwards=(
+            adaptive_backwards(target) if backwards is None else asked_backwards(target, backwards)
+        ),
         keep_images=keep_images,
         ids=named,
         target=subject_facts(target, name),
