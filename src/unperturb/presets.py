@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from unperturb.networks.unet import DenoisingUNet
 from unperturb.networks.vae import VAE
 from unperturb.plugins import with_plugins
 from unperturb.purifiers import (
+    PURIFIERS,
     CWStep,
     FGSMStep,
     LatentOptimization,
@@ -28,6 +29,11 @@ from unperturb.purifiers import (
     Restoration,
     UNetDenoiser,
 )
+from unperturb.specs import option_pairs
+from unperturb.stages import build_stage
+
+if TYPE_CHECKING:
+    from unperturb.restoration import RestorationNet
 
 __all__ = [
     "PRESETS",
@@ -116,6 +122,7 @@ def alu(
     *,
     vae: VAE | str | Path | None = None,
     denoiser: DenoisingUNet | str | Path | None = None,
+    purifier: Purifier | str | None = None,
     steps: int | None = None,
     lr: float | None = None,
     optimizer: str | None = None,
@@ -134,7 +141,7 @@ def alu(
     Three variants are one preset. *Plug-in*: any classifier of images. *Unified* and *asymmetric*:
     a classifier from ``unperturb train --through VAE [--level L]``, which brings its VAE along;
     logits before are then those of plain encode-decode. *Toy* (Table 1): ``denoiser`` in the place
-    of the VAE.
+    of the VAE. Its detector and decision serve any other ``purifier`` as well.
 
     Its threshold belongs to one classifier and one purifier: ``unperturb fit alu`` fits it on clean
     training images and saves the whole defense. A number given here is taken as it is.
@@ -143,6 +150,8 @@ def alu(
         classifier: Images in [0, 1] to logits.
         vae: A VAE, or the folder of one; None: that of a classifier that was trained through one.
         denoiser: A denoiser, or the folder of one, in the place of the VAE.
+        purifier: Any other purifier in its place, or its name with its options, such as
+            ``fgsm-step?radius=8/255``.
         steps: Steps N in the latent space; 10.
         lr: Their learning rate; 0.05.
         optimizer: ``adam``, or ``gd`` as published; adam.
@@ -155,8 +164,8 @@ def alu(
             unless a threshold is given.
 
     Raises:
-        SpecError: Neither VAE nor denoiser is there, or both; a folder holds something else; an
-            option belongs to the other one.
+        SpecError: Neither VAE nor denoiser nor another purifier is there, or several; a folder
+            holds something else; an option belongs to another one.
         ConfigError: A value is out of range, a VAE is not the one that the classifier was trained
             through, or there is no threshold.
         ThresholdError: The fitted threshold is that of another classifier or purifier.
@@ -176,7 +185,7 @@ def alu(
         "tolerance": tolerance,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    purifier = alu_purifier(net, vae=vae, denoiser=denoiser, **given)
+    built = alu_purifier(net, vae=vae, denoiser=denoiser, purifier=purifier, **given)
     if decision not in ("logit-update", "logits-after"):
         raise unknown_name("decision of alu", str(decision), ("logit-update", "logits-after"))
     detector: Detector | None = None
@@ -192,7 +201,7 @@ def alu(
             expected="a number, or the folder of a defense with a fitted one",
             fix="unperturb fit alu fits one on clean training images and saves the defense",
         )
-    return Defense(net, purifier=purifier, detector=detector, decision=DECISIONS[decision]())
+    return Defense(net, purifier=built, detector=detector, decision=DECISIONS[decision]())
 
 
 def alu_purifier(
@@ -200,6 +209,7 @@ def alu_purifier(
     *,
     vae: VAE | str | Path | None = None,
     denoiser: DenoisingUNet | str | Path | None = None,
+    purifier: Purifier | str | None = None,
     **options: Any,
 ) -> Purifier:
     """The purifier of ``alu``, before there is a threshold.
@@ -208,26 +218,39 @@ def alu_purifier(
         classifier: The classifier.
         vae: As for ``alu``.
         denoiser: As for ``alu``.
-        **options: Settings of ``LatentOptimization``; a denoiser has none of them.
+        purifier: As for ``alu``.
+        **options: Settings of ``LatentOptimization``; the others have none of them.
 
     Raises:
-        SpecError: Neither VAE nor denoiser is there, or both, or options with a denoiser.
+        SpecError: Neither VAE nor denoiser nor another purifier is there, or several, or options
+            of the VAE's with another one; there is no such purifier.
         ConfigError: The classifier was trained through another VAE.
     """
     own = vae_of(classifier)
-    if denoiser is not None:
-        if vae is not None or options:
-            what = "a VAE" if vae is not None else ", ".join(options)
+    if denoiser is not None or purifier is not None:
+        which = "denoiser" if denoiser is not None else "purifier"
+        others = ["a VAE"] * (vae is not None) + list(options)
+        others += ["another purifier"] * (denoiser is not None and purifier is not None)
+        if others:
             raise SpecError(
-                f"A denoiser is given with {what}",
-                expected="a denoiser alone, or a VAE with its options",
+                f"A {which} is given with {', '.join(others)}",
+                expected=f"a {which} alone, or a VAE with its options",
                 fix="leave one of them out",
             )
+    if isinstance(purifier, Purifier):
+        return purifier
+    if purifier is not None:
+        name, _, query = purifier.partition("?")
+        settings = {"name": name, **option_pairs(query, f"the purifier {name}")}
+        built = build_stage("purifiers", PURIFIERS, settings)
+        assert isinstance(built, Purifier)
+        return built
+    if denoiser is not None:
         found = denoiser if isinstance(denoiser, DenoisingUNet) else load_denoiser(denoiser)
         return UNetDenoiser(unet=found)
     if vae is None and own is None:
         raise SpecError(
-            "alu has neither a VAE nor a denoiser",
+            "alu has neither a VAE nor a denoiser nor another purifier",
             expected="vae=FOLDER, or a classifier that was trained through a VAE",
             fix="unperturb fit vae trains one",
         )
@@ -316,7 +339,7 @@ def _read_corrector(source: object) -> Corrector:
 def atop(
     classifier: nn.Module,
     *,
-    purifier: str | Path,
+    purifier: str | Path | RestorationNet,
     transform: str | None = None,
     patch: int | None = None,
     rate: float | None = None,
@@ -333,7 +356,7 @@ def atop(
 
     Args:
         classifier: Images in [0, 1] to logits.
-        purifier: Folder of the restoration network.
+        purifier: Folder of the restoration network, or what ``load_restoration`` read from it.
         transform: ``rt1``, ``rt2`` or ``rt3``; None: the one it was trained on.
         patch: Side of a patch in pixels; None: as it was trained.
         rate: For ``rt1`` and ``rt2``: share of the patches that is dropped; None: as trained.

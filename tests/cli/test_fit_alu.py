@@ -14,11 +14,11 @@ import torch
 from unperturb.classifiers import load_classifier, new_classifier, save_classifier
 from unperturb.cli import main
 from unperturb.cli import unperturb as program
-from unperturb.cli.options import option_pairs
 from unperturb.cli.train import fractions
 from unperturb.defense import Defense
 from unperturb.errors import ConfigError
 from unperturb.generative import load_denoiser, load_vae, vae_of
+from unperturb.specs import option_pairs
 
 Run = Callable[..., Any]
 

@@ -30,7 +30,7 @@ WRONG: dict[str, Change] = {
     "whole number": ("epochs: 2}", "epochs: 2.5}", "epochs is 2.5"),
     "out of range": ("width: 16", "width: 0", "width is 0"),
     "fit of a defense": ("corrector: {fit: both}", "corrector: {fit: bth}", "did you mean 'both'"),
-    "corrector": ("corrector: {fit: both}", "corrector: {fti: both}", "lacks 'fit'"),
+    "corrector": ("corrector: {fit: both}", "corrector: {fti: both}", "one of fit"),
     "preset's option": ("any_classifier: true", "any_clasifier: true", "any_classifier"),
     "reference": ("select: {model: net", "select: {model: nett", "did you mean 'net'"),
     "selected images": (", select: {model: net, per_class: 1}", "", "of selected images"),

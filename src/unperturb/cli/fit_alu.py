@@ -12,7 +12,6 @@ from unperturb.cli.options import (
     check_output,
     data_options,
     echo_json,
-    option_pairs,
     run_options,
     setup,
 )
@@ -152,8 +151,6 @@ def _check_folder(folder: Path) -> None:
 
 def _purifier(classifier: Classifier, options: dict[str, Any]) -> Purifier:
     from unperturb.presets import alu_purifier
-    from unperturb.purifiers import PURIFIERS, Purifier
-    from unperturb.stages import build_stage
 
     given = {name: options[name] for name in _LATENT if options[name] is not None}
     if options["purifier"] is None:
@@ -165,10 +162,7 @@ def _purifier(classifier: Classifier, options: dict[str, Any]) -> Purifier:
             expected="a purifier with its own options, or one of --vae and --denoiser",
             fix="write them as in --purifier 'NAME?OPTION=VALUE'",
         )
-    name, _, query = options["purifier"].partition("?")
-    built = build_stage("purifiers", PURIFIERS, {"name": name, **option_pairs(query)})
-    assert isinstance(built, Purifier)
-    return built
+    return alu_purifier(classifier, purifier=options["purifier"])
 
 
 def _preview(

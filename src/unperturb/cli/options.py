@@ -30,7 +30,6 @@ __all__ = [
     "echo_json",
     "image_size",
     "load_subject",
-    "option_pairs",
     "read_data",
     "run_options",
     "setup",
@@ -342,6 +341,7 @@ def load_subject(
     from unperturb.classifiers import load_classifier
     from unperturb.presets import make_preset, preset_names
     from unperturb.saving import is_defense_folder, load_defense
+    from unperturb.specs import option_pairs
 
     if classifier is not None:
         if is_defense_folder(Path(classifier)):
@@ -381,35 +381,3 @@ def load_subject(
             fix="--classifier cifar-resnet20@weights.safetensors, say",
         )
     return make_preset(name, net, **option_pairs(query)).to(device), name
-
-
-def option_pairs(query: str) -> dict[str, object]:
-    """What follows the question mark of a preset or a purifier, each of the kind it is written as.
-
-    Example:
-        >>> option_pairs("radius=1/4&clip=false&steps=3&step=pgd&vae=runs/vae")
-        {'radius': 0.25, 'clip': False, 'steps': 3, 'step': 'pgd', 'vae': 'runs/vae'}
-    """
-    pairs = (pair.partition("=") for pair in filter(None, query.split("&")))
-    return {key: _option_value(key, text) for key, _, text in pairs}
-
-
-def _option_value(key: str, text: str) -> bool | int | float | str:
-    from unperturb.threat import parse_eps
-
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text.isascii() and text.isdecimal():
-        return int(text)
-    if text.isidentifier():
-        return text  # a name, such as that of TPAP's step: the preset says which there are
-    try:
-        return parse_eps(text)
-    except ConfigError:
-        if any(letter.isalpha() for letter in text) or text.startswith((".", "/")):
-            return text  # a path, such as that of a corrector: the preset looks whether it is there
-        raise ConfigError(
-            f"The option {key} of --defense is {text!r}",
-            expected="a number or fraction above 0, true or false, a name or a path, such as "
-            "radius=6/255, step=pgd or corrector=runs/corrector",
-        ) from None

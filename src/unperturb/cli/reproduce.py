@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 @click.option("--model", "models", multiple=True, metavar="NAME=CLASSIFIER",
               help="A classifier in place of one of the recipe's models. May be given "
               "again.")  # fmt: skip
-@click.option("--models-dir", help="Folder of trained models, banks and correctors, which recipes "
-              "share.  [default: models, beside --out]")  # fmt: skip
+@click.option("--network", "networks", multiple=True, metavar="NAME=FOLDER",
+              help="A network in place of one that the recipe's defenses have, such as a VAE. May "
+              "be given again.")  # fmt: skip
+@click.option("--models-dir", help="Folder of what is trained and fitted, which recipes share.  "
+              "[default: models, beside --out]")  # fmt: skip
 @click.option("--audits-dir", help="Folder of audits; recipes that share it do equal audits "
               "once.  [default: audits, in --out]")  # fmt: skip
 @click.option("--zoo", help="Folder of the project's trained classifiers.  [default: zoo, here or "
@@ -77,7 +80,8 @@ def reproduce(**options: Any) -> int:
     if options["no_zoo"] and options["zoo"] is not None:
         raise ConfigError("--zoo and --no-zoo are both given", expected="one of the two")
     data = _data(options["data"], recipe)
-    models = _models(options["models"])
+    models = _named(options["models"], "model", "CLASSIFIER", "fgsm=runs/fgsm")
+    networks = _named(options["networks"], "network", "FOLDER", "vae=runs/vae")
     budget = options["time_budget"]
     if budget is not None and not budget > 0:
         raise ConfigError(f"--time-budget is {budget:g}", expected="seconds above 0")
@@ -92,6 +96,7 @@ def reproduce(**options: Any) -> int:
         scale=options["scale"],
         data=data,
         models=models,
+        networks=networks,
         models_dir=options["models_dir"],
         audits_dir=options["audits_dir"],
         zoo=options["zoo"],
@@ -148,17 +153,19 @@ def _data(given: tuple[str, ...], recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def _models(given: tuple[str, ...]) -> dict[str, str]:
+def _named(given: tuple[str, ...], option: str, what: str, such: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
         name, separator, spec = text.partition("=")
         if not separator or not name or not spec:
             raise ConfigError(
-                f"--model is {text!r}",
-                expected="NAME=CLASSIFIER",
-                fix="name one of the recipe's models, such as --model fgsm=runs/fgsm",
+                f"--{option} is {text!r}",
+                expected=f"NAME={what}",
+                fix=f"name one of the recipe's {option}s, such as --{option} {such}",
             )
         if name in found:
-            raise ConfigError(f"--model names {name!r} twice", expected="one classifier for each")
+            raise ConfigError(
+                f"--{option} names {name!r} twice", expected=f"one {what.lower()} for each"
+            )
         found[name] = spec
     return found

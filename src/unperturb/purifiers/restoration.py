@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from unperturb.networks.restorers import build_restorer
 from unperturb.purifiers.base import Purified, Purifier
 from unperturb.purifiers.settings import check_flag
 from unperturb.purifiers.transforms import Draws, RandomTransform, Restored, restore
+
+if TYPE_CHECKING:
+    from unperturb.restoration.folder import RestorationNet
 
 __all__ = ["Restoration", "check_shape"]
 
@@ -83,7 +86,7 @@ class Restoration(Purifier):
     @classmethod
     def from_folder(
         cls,
-        folder: str | Path,
+        folder: str | Path | RestorationNet,
         *,
         transform: str | None = None,
         patch: int | None = None,
@@ -95,7 +98,7 @@ class Restoration(Purifier):
         """A trained network from the folder that ``unperturb fit`` wrote.
 
         Args:
-            folder: The folder.
+            folder: The folder, or what ``load_restoration`` read from it.
             transform: Which transform; None: the one it was trained on.
             patch: As above; None: as it was trained, where the transform has such a setting.
             rate: Likewise.
@@ -110,7 +113,7 @@ class Restoration(Purifier):
         """
         from unperturb.restoration.folder import load_restoration
 
-        found = load_restoration(folder)
+        found = load_restoration(folder) if isinstance(folder, str | Path) else folder
         chosen = RandomTransform(
             name=found.transform.name if transform is None else transform,
             patch=patch,

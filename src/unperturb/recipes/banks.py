@@ -13,14 +13,15 @@ from unperturb.attacks import resolve_attacks
 from unperturb.banks import LogitBank, make_bank
 from unperturb.classifiers import Classifier
 from unperturb.data import ImageSet
-from unperturb.recipes.models import TIME_BUDGET, Models, Obtained
-from unperturb.recipes.schema import Bank, Recipe
+from unperturb.recipes.models import Models, Obtained
+from unperturb.recipes.schema import Recipe
+from unperturb.recipes.schema_parts import Bank
 from unperturb.recipes.selection import TestImages
-from unperturb.recipes.sources import NotRunError, Sources
+from unperturb.recipes.sources import TIME_BUDGET, NotRunError, Sources
 
-__all__ = ["BANKS", "Banks", "HadBank"]
+__all__ = ["Banks", "HadBank"]
 
-BANKS = "banks"
+FOLDER = "banks"
 MANIFEST = "manifest.json"
 
 
@@ -96,7 +97,7 @@ class Banks:
         limit = self.sources.limit
         cut = bank.part != "train" and limit is not None and (bank.limit or limit) >= limit
         name = f"{bank.name}-first-{limit}" if cut else bank.name
-        return self._root / self.recipe.scale / BANKS / name
+        return self._root / self.recipe.scale / FOLDER / name
 
     def finished(self, bank: Bank) -> bool:
         """Whether every attack of a bank is through."""

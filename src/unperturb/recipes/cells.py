@@ -10,8 +10,8 @@ from unperturb.attacks import make_attack
 from unperturb.audit import AuditResult
 from unperturb.classifiers import Classifier
 from unperturb.data import ImageSet
-from unperturb.recipes.models import TIME_BUDGET
 from unperturb.recipes.schema import Column, Recipe, Row
+from unperturb.recipes.sources import TIME_BUDGET
 
 __all__ = ["CLEAN", "Cells", "attacked_cell", "audit_facts", "clean_cell", "not_run", "skipped"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unperturb.presets import make_preset
-from unperturb.recipes.fits import blank_options
+from unperturb.recipes.blanks import blank_options
 from unperturb.recipes.schema import Recipe
 
 __all__ = ["COST_COLUMNS", "run_costs"]
@@ -39,7 +39,9 @@ def run_costs(recipe: Recipe, *, seed: int, device: str, show: bool) -> dict[str
         defended = None
         if row.defense is not None:
             preset, options = recipe.defenses[row.defense]
-            defended = make_preset(preset, net, **blank_options(options, net.num_classes))
+            defended = make_preset(
+                preset, net, **blank_options(options, recipe.networks, net.num_classes)
+            )
         config = TrainConfig(
             objective=row.objective,
             batch_size=wanted["batch_size"],

@@ -19,7 +19,7 @@ from unperturb.explain.instances import instance_shares
 from unperturb.explain.mean_logit import MeanLogits, mean_logits
 from unperturb.explain.supporting import Supporting, supporting_classes
 from unperturb.recipes.banks import HadBank
-from unperturb.recipes.schema import Explanation, Subject
+from unperturb.recipes.schema_parts import Explanation, Subject
 from unperturb.recipes.sources import NotRunError
 from unperturb.recipes.tables import Workshop, slug
 

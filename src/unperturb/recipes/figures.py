@@ -29,7 +29,7 @@ def run_figure(shop: Workshop, folder: Path) -> dict[str, Any]:
     for label, (model, defense) in wanted["subjects"].items():
         try:
             had = shop.models.get(model)
-            subjects[label] = shop.subject(had.classifier, defense)
+            subjects[label] = shop.subject(model, defense)
         except NotRunError as reason:
             missing.append(f"{label} ({reason})")
             continue

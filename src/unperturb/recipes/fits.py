@@ -15,13 +15,14 @@ from unperturb.correction.corrector import Corrector, load_corrector
 from unperturb.correction.fit import RECORD, fit_correction
 from unperturb.errors import ConfigError, RecordError, unknown_name
 from unperturb.recipes.banks import Banks
-from unperturb.recipes.models import TIME_BUDGET, typed
-from unperturb.recipes.schema import Fit, Recipe
-from unperturb.recipes.sources import NotRunError
+from unperturb.recipes.reading import typed
+from unperturb.recipes.schema import Recipe
+from unperturb.recipes.schema_parts import Fit
+from unperturb.recipes.sources import TIME_BUDGET, NotRunError
 
-__all__ = ["FITS", "Fits", "blank_options", "make_correction"]
+__all__ = ["Fits", "make_correction"]
 
-FITS = "fits"
+FOLDER = "fits"
 
 
 def make_correction(given: Mapping[str, Any], *, where: str, seed: int = 0) -> CorrectionConfig:
@@ -53,22 +54,6 @@ def make_correction(given: Mapping[str, Any], *, where: str, seed: int = 0) -> C
             continue
         found[key] = typed(value, known[key], f"{where}: {key}")
     return CorrectionConfig(**found)
-
-
-def blank_options(options: Mapping[str, Any], classes: int = 10) -> dict[str, Any]:
-    """A defense's options with a corrector in the place of a fit that need not be made.
-
-    Args:
-        options: As a recipe names them.
-        classes: Classes of the classifier that they are to be tried on.
-    """
-    from unperturb.networks.corrector import CorrectionNetwork
-
-    blank = CorrectionNetwork(num_classes=classes, width=1)
-    return {
-        key: Corrector(blank) if isinstance(value, Mapping) else value
-        for key, value in options.items()
-    }
 
 
 class Fits:
@@ -118,20 +103,9 @@ class Fits:
             raise found
         return found[0]
 
-    def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """A defense's options with the corrector in the place of its name.
-
-        Raises:
-            NotRunError: It cannot be had.
-        """
-        return {
-            key: self.get(value["fit"]) if isinstance(value, Mapping) else value
-            for key, value in options.items()
-        }
-
     def folder(self, fit: Fit) -> Path:
         """Where a fit is kept."""
-        return self._root / self.recipe.scale / FITS / fit.name
+        return self._root / self.recipe.scale / FOLDER / fit.name
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Facts of the correctors that were had, by name."""

@@ -15,7 +15,10 @@ __all__ = ["list_recipes", "load_recipe", "recipe_names"]
 
 HOME = Path(__file__).parent
 SHARED = "models.yaml"
-_SHARED = ("datasets", "models", "banks", "bank_settings", "fits", "fit_settings")
+_SHARED = (
+    "datasets", "models", "banks", "bank_settings", "fits", "fit_settings", "networks",
+    "thresholds", "threshold_settings", "defenses",
+)  # fmt: skip
 
 
 def recipe_names() -> list[str]:
@@ -33,8 +36,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str | Path, *, scale: str = "cpu") -> Recipe:
     """Read a recipe at a scale.
 
-    Beside it, ``models.yaml`` holds the data sets, models, banks and fits that all recipes of a
-    paper share.
+    Beside it, ``models.yaml`` holds the data sets, models, banks, fits, networks, thresholds and
+    defenses that all recipes of a paper share.
 
     Args:
         name: A name of ``recipe_names``, or the path of a YAML file.

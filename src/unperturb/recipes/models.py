@@ -13,15 +13,17 @@ from unperturb.classifiers import Classifier, load_classifier, new_classifier
 from unperturb.data import ImageSet
 from unperturb.errors import ConfigError, RecordError, unknown_name
 from unperturb.files import short_paths
-from unperturb.recipes.reading import number
+from unperturb.generative import fingerprint, through_vae, vae_of
+from unperturb.networks.vae import VAE
+from unperturb.recipes.networks import Networks
+from unperturb.recipes.reading import typed
 from unperturb.recipes.schema import Model, Recipe, Stage
-from unperturb.recipes.sources import NotRunError, Sources
+from unperturb.recipes.sources import TIME_BUDGET, NotRunError, Sources
 from unperturb.training import TrainConfig
 
-__all__ = ["TIME_BUDGET", "Models", "Obtained", "find_zoo", "make_config", "typed"]
+__all__ = ["Models", "Obtained", "find_zoo", "make_config"]
 
 RECORD = "training.json"
-TIME_BUDGET = "time budget"
 
 
 def make_config(given: Mapping[str, Any], *, where: str, seed: int = 0) -> TrainConfig:
@@ -47,31 +49,6 @@ def make_config(given: Mapping[str, Any], *, where: str, seed: int = 0) -> Train
             raise unknown_name(f"training setting ({where})", str(key), known)
         found[key] = typed(value, known[key], f"{where}: {key}")
     return TrainConfig(**found)
-
-
-def typed(value: Any, like: Any, where: str) -> Any:
-    """A setting as a recipe writes it, of the kind of the setting's default.
-
-    Raises:
-        ConfigError: A value of another kind.
-    """
-    if isinstance(like, bool | str):
-        if type(value) is not type(like):
-            words = "true or false" if isinstance(like, bool) else "text"
-            raise ConfigError(f"{where} is {value!r}"[:300], expected=words)
-        return value
-    if isinstance(like, tuple):
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} is {value!r}"[:300], expected="a list of numbers")
-        whole = bool(like) and all(isinstance(part, int) for part in like)
-        return tuple(_whole(v, where) if whole else number(v, where) for v in value)
-    return _whole(value, where) if isinstance(like, int) else number(value, where)
-
-
-def _whole(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{where} is {value!r}"[:300], expected="a whole number")
-    return value
 
 
 def find_zoo(folder: str | Path | None) -> list[Path]:
@@ -112,6 +89,7 @@ class Models:
         folder: Where trained ones are kept; what is finished there is used again.
         zoo: Folders of the zoo.
         given: Specifications that the user names in their place.
+        networks: Folders that the user names in the place of the recipe's networks.
         seed: Seed of training runs that state none.
         device: Where to train.
         ends: ``time.monotonic()`` after which no further epoch begins; None for no limit.
@@ -127,6 +105,7 @@ class Models:
         folder: Path,
         zoo: list[Path],
         given: Mapping[str, str] | None = None,
+        networks: Mapping[str, str] | None = None,
         seed: int = 0,
         device: str = "cpu",
         ends: float | None = None,
@@ -139,6 +118,7 @@ class Models:
         self.recipe, self.sources, self.folder = recipe, sources, folder
         self.zoo, self.given, self.seed, self.device = zoo, dict(given or {}), seed, device
         self.ends, self.show, self.say = ends, show, say
+        self.networks = Networks(self, networks)
         self._had: dict[str, Obtained | NotRunError] = {}
 
     def get(self, name: str) -> Obtained:
@@ -203,7 +183,8 @@ class Models:
         for stage in model.stages:
             folder, config = self.stage_folder(model.name, stage), self.config(model.name, stage)
             start = net if stage.start is None else self.get(stage.start).classifier
-            net = self._stage(folder, stage, config, data, start)
+            vae = None if stage.through is None else self.networks.vae(stage.through)
+            net = self._stage(folder, stage, config, data, start, vae)
             folders.append(folder)
         assert net is not None
         facts = {"from": "trained", "name": model.name, **_facts(model, net)}
@@ -216,11 +197,13 @@ class Models:
         config: TrainConfig,
         data: ImageSet,
         start: Classifier | None,
+        vae: VAE | None,
     ) -> Classifier:
         if not (folder / RECORD).is_file():
-            self._train(folder, stage, config, data, start)
-        _check_same(folder, config, data, start)
-        return load_classifier(folder, device=self.device)
+            self._train(folder, stage, config, data, start, vae)
+        found = load_classifier(folder, device=self.device)
+        _check_same(folder, config, data, start, _other_vae(found, stage, vae))
+        return found
 
     def _train(
         self,
@@ -229,6 +212,7 @@ class Models:
         config: TrainConfig,
         data: ImageSet,
         start: Classifier | None,
+        vae: VAE | None,
     ) -> None:
         from unperturb.training import train_classifier
 
@@ -240,7 +224,7 @@ class Models:
             if stop in (None, 1):
                 self.say(f"training {folder}: {config.objective}, {config.epochs} epochs")
             train_classifier(
-                self._fresh(stage, config, data, start),
+                self._fresh(stage, config, data, start, vae),
                 data,
                 config,
                 out=folder,
@@ -250,21 +234,29 @@ class Models:
             )
 
     def _fresh(
-        self, stage: Stage, config: TrainConfig, data: ImageSet, start: Classifier | None
+        self,
+        stage: Stage,
+        config: TrainConfig,
+        data: ImageSet,
+        start: Classifier | None,
+        vae: VAE | None,
     ) -> Classifier:
         """The network as it is before the first step; training changes the one it is given."""
         if start is not None:
-            return load_classifier(start.spec, device=self.device)
+            plain = load_classifier(start.spec, device=self.device)
+            return plain if vae is None else through_vae(plain, vae)
         assert stage.arch is not None
-        return new_classifier(
+        reads = data.pixels.shape[1] if vae is None else vae.feature_shape(stage.level)[0]
+        plain = new_classifier(
             stage.arch,
             num_classes=len(data.classes),
-            in_channels=data.pixels.shape[1],
+            in_channels=reads,
             # The reference trains on pixels as they are.
             mean=(0.0,),
             std=(1.0,),
             seed=config.seed,
         )
+        return plain if vae is None else through_vae(plain, vae, level=stage.level)
 
 
 def _facts(model: Model, net: Classifier) -> dict[str, Any]:
@@ -282,10 +274,23 @@ def _facts(model: Model, net: Classifier) -> dict[str, Any]:
     }
 
 
+def _other_vae(found: Classifier, stage: Stage, vae: VAE | None) -> list[str]:
+    """What is wrong with the VAE that a trained classifier sees through, in words."""
+    if vae is None:
+        return []
+    module = vae_of(found)
+    wrong = module is None or fingerprint(module.vae) != fingerprint(vae)
+    return ["another VAE"] if wrong or module is None or module.level != stage.level else []
+
+
 def _check_same(
-    folder: Path, config: TrainConfig, data: ImageSet, start: Classifier | None
+    folder: Path,
+    config: TrainConfig,
+    data: ImageSet,
+    start: Classifier | None,
+    more: list[str],
 ) -> None:
-    """Refuse a finished run of other settings, images or start weights.
+    """Refuse a finished run of other settings, images, start weights or VAE.
 
     Raises:
         RecordError: It is another run.
@@ -310,6 +315,7 @@ def _check_same(
         changed.append("other images")
     if start is not None and began != start.fingerprint():
         changed.append("other start weights")
+    changed += more
     if changed:
         raise RecordError(
             f"{folder} holds another training run ({'; '.join(changed[:5])})",

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from unperturb.audit.plan import ATTACKERS
-from unperturb.errors import ConfigError, unknown_name
-from unperturb.recipes.fits import blank_options
+from unperturb.errors import ConfigError, UnperturbError, unknown_name
+from unperturb.recipes.blanks import blank_defense, goes_through
 from unperturb.recipes.models import make_config
+from unperturb.recipes.needs import subjects
 from unperturb.recipes.parse_fits import (
     parse_banks,
     parse_explanation,
@@ -21,7 +22,13 @@ from unperturb.recipes.parse_fits import (
     threat,
 )
 from unperturb.recipes.parse_models import parse_dataset, parse_model
-from unperturb.recipes.reading import Section, number
+from unperturb.recipes.parse_networks import (
+    check_circles,
+    parse_defense,
+    parse_networks,
+    parse_thresholds,
+)
+from unperturb.recipes.reading import Section
 from unperturb.recipes.schema import (
     FIGURES,
     KINDS,
@@ -35,6 +42,7 @@ from unperturb.recipes.schema import (
     Row,
     Sweep,
 )
+from unperturb.recipes.sweeps import expand
 from unperturb.threat import Threat
 
 __all__ = ["parse_recipe"]
@@ -62,7 +70,13 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
     }
     banks = parse_banks(top, models, datasets)
     fits = parse_fits(top, banks)
-    defenses = {key: _defense(part, fits) for key, part in top.sections("defenses", {}).items()}
+    networks = parse_networks(top.sections("networks", {}), scale, models, datasets)
+    check_circles(name, models, networks)
+    thresholds = parse_thresholds(top, models, networks)
+    defenses = {
+        key: parse_defense(part, fits, networks, thresholds)
+        for key, part in top.sections("defenses", {}).items()
+    }
     usual = threat(top.section("threat"))
     attackers = top.texts("attackers", ATTACKERS)
     for attacker in attackers:
@@ -95,6 +109,8 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
         ),
         banks=banks,
         fits=fits,
+        networks=networks,
+        thresholds=thresholds,
         explanation=(
             parse_explanation(top.section("explanation"), banks, fits)
             if kind == "explanation"
@@ -115,8 +131,6 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
 def _check(recipe: Recipe) -> None:
     """What a kind needs, and names and options that others know."""
     from unperturb.attacks import resolve_attacks
-    from unperturb.classifiers import new_classifier
-    from unperturb.presets import make_preset
 
     needed = {"table": "rows", "curves": "panels", "sweep": "sweeps", "cost": "measured"}
     part = needed.get(recipe.kind)
@@ -134,10 +148,34 @@ def _check(recipe: Recipe) -> None:
     for attack in (*named, *(row.attack for row in recipe.rows.values())):
         if attack is not None:
             resolve_attacks(attack)
-    # Around a network that costs nothing to make: options are checked where they are used.
-    blank = new_classifier("small-cnn", in_channels=1)
-    for preset, options in recipe.defenses.values():
-        make_preset(preset, blank, **blank_options(options))
+    _check_defenses(recipe)
+
+
+def _check_defenses(recipe: Recipe) -> None:
+    """Options are checked where they are used: around networks that cost nothing to make."""
+    recipe = expand(recipe)
+    pairs = subjects(recipe)
+    for name, (_, options) in recipe.defenses.items():
+        models = [model for model, defense in pairs if defense == name]
+        for value in options.values():
+            named = value.get("threshold") if isinstance(value, Mapping) else None
+            only = None if named is None else recipe.thresholds[named].model
+            for model in models:
+                if only not in (None, model):
+                    raise ConfigError(
+                        f"{recipe.name}: the defense {name} of {model} has the threshold {named}, "
+                        f"which is fitted for {only}",
+                        expected=f"a threshold for {model}, or for any model",
+                    )
+        behind = {goes_through(recipe, model) is not None: model for model in models}
+        for model in behind.values():
+            blank_defense(recipe, name, through=goes_through(recipe, model))
+        if not models:
+            # A paper's file holds those of other recipes, some for classifiers behind a VAE.
+            try:
+                blank_defense(recipe, name)
+            except UnperturbError:
+                blank_defense(recipe, name, through=("", 0))
 
 
 def _check_row(recipe: Recipe, row: Row) -> None:
@@ -171,20 +209,6 @@ def _paper(part: Section) -> Paper:
 
 def _maybe_threat(part: Section) -> Threat | None:
     return threat(part.section("threat")) if "threat" in part else None
-
-
-def _defense(part: Section, fits: Iterable[str]) -> tuple[str, Mapping[str, Any]]:
-    preset = part.text("preset")
-    options: dict[str, Any] = {}
-    for key, value in part.rest().items():
-        if isinstance(value, Mapping):
-            inner = Section(value, f"{part.where}: {key}")
-            options[key] = {"fit": inner.choice("fit", fits)}
-            inner.end()
-            continue
-        numeric = isinstance(value, str) and "/" in value
-        options[key] = number(value, f"{part.where}: {key}") if numeric else value
-    return preset, options
 
 
 def _column(name: str, part: Section, n: int) -> Column:

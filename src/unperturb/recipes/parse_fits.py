@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from unperturb.errors import ConfigError, unknown_name
 from unperturb.recipes.fits import make_correction
 from unperturb.recipes.reading import Section, number, overlay
-from unperturb.recipes.schema import (
-    DRAWINGS,
-    PARTS,
-    Bank,
-    Dataset,
-    Explanation,
-    Fit,
-    Model,
-    Select,
-    Subject,
-)
+from unperturb.recipes.schema import Dataset, Model, Select
+from unperturb.recipes.schema_parts import DRAWINGS, PARTS, Bank, Explanation, Fit, Subject
 from unperturb.threat import Threat, make_threat
 
-__all__ = ["fit_of", "parse_banks", "parse_explanation", "parse_fits", "parse_select", "threat"]
+__all__ = ["above", "parse_banks", "parse_explanation", "parse_fits", "parse_select", "threat"]
 
 
 def threat(part: Section) -> Threat:
@@ -30,17 +20,6 @@ def threat(part: Section) -> Threat:
     found = make_threat(part.text("norm", "linf"), part.number("eps"))
     part.end()
     return found
-
-
-def fit_of(options: Mapping[str, Any]) -> str | None:
-    """The fit that a defense's options name in the place of a corrector; None where they do not.
-
-    Example:
-        >>> fit_of({"corrector": {"fit": "net"}}), fit_of({"radius": 0.1})
-        ('net', None)
-    """
-    given = options.get("corrector")
-    return given.get("fit") if isinstance(given, Mapping) else None
 
 
 def parse_select(part: Section) -> Select | None:
@@ -60,7 +39,7 @@ def parse_banks(
     from unperturb.banks.settings import DTYPES, LABELS, PRECISIONS
 
     found = {}
-    for name, part in _above(top, "banks", "bank_settings").items():
+    for name, part in above(top, "banks", "bank_settings").items():
         bank = Bank(
             name=name,
             model=part.choice("model", models),
@@ -101,7 +80,7 @@ def _names(specs: tuple[str, ...]) -> tuple[str, ...]:
 def parse_fits(top: Section, banks: Mapping[str, Bank]) -> dict[str, Fit]:
     """All fits: each with ``fit_settings`` below it."""
     found = {}
-    for name, part in _above(top, "fits", "fit_settings").items():
+    for name, part in above(top, "fits", "fit_settings").items():
         bank = part.choice("bank", banks)
         fit = Fit(name=name, bank=bank, config=part.rest())
         config = make_correction(fit.config, where=part.where)
@@ -113,7 +92,7 @@ def parse_fits(top: Section, banks: Mapping[str, Bank]) -> dict[str, Fit]:
     return found
 
 
-def _above(top: Section, key: str, below: str) -> dict[str, Section]:
+def above(top: Section, key: str, below: str) -> dict[str, Section]:
     """Sections with common settings below them."""
     common = top.any(below, {})
     Section(common, f"{top.where}: {below}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unperturb.errors import ConfigError
-from unperturb.recipes.banks import BANKS
-from unperturb.recipes.fits import FITS
 from unperturb.recipes.models import make_config
 from unperturb.recipes.parse_fits import parse_select
 from unperturb.recipes.reading import Section
 from unperturb.recipes.schema import SCALES, Dataset, Model, Stage
 
-__all__ = ["parse_dataset", "parse_model"]
+__all__ = ["no_scale", "parse_dataset", "parse_model"]
+
+_FOLDERS = ("banks", "fits", "networks", "thresholds")
 
 
 def parse_dataset(name: str, part: Section) -> Dataset:
@@ -42,12 +42,12 @@ def parse_dataset(name: str, part: Section) -> Dataset:
 
 def parse_model(name: str, part: Section, scale: str, datasets: Mapping[str, Dataset]) -> Model:
     """A model at one scale; the other scales are checked as well, so that no typo hides there."""
-    if name in (BANKS, FITS):
+    if name in _FOLDERS:
         raise ConfigError(
             f"A model is named {name!r}", expected="another name: a folder has that one already"
         )
     title, dataset = part.text("title"), part.choice("data", datasets)
-    found = Model(name=name, title=title, dataset=dataset, unavailable=_no_scale(scale))
+    found = Model(name=name, title=title, dataset=dataset, unavailable=no_scale("model", scale))
     for known in SCALES:
         if known not in part:
             continue
@@ -71,8 +71,9 @@ def parse_model(name: str, part: Section, scale: str, datasets: Mapping[str, Dat
     return found
 
 
-def _no_scale(scale: str) -> str:
-    return f"no recipe for this model at the scale {scale}"
+def no_scale(what: str, scale: str) -> str:
+    """Why there is no model or network where a recipe names none for a scale."""
+    return f"no recipe for this {what} at the scale {scale}"
 
 
 def _stages(name: str, at: Section) -> list[Stage]:
@@ -86,6 +87,8 @@ def _stages(name: str, at: Section) -> list[Stage]:
             name=part.text("name", f"stage{index}"),
             arch=part.text("arch", None),
             start=part.text("start", None),
+            through=part.text("through", None),
+            level=part.whole("level", None, least=0),
             config=part.rest(),
         )
         if index == 1 and (stage.arch is None) == (stage.start is None):
@@ -97,6 +100,16 @@ def _stages(name: str, at: Section) -> list[Stage]:
             raise ConfigError(
                 f"{part.where} names {'arch' if stage.arch else 'start'}",
                 expected="neither: it starts from the stage before",
+            )
+        if index > 1 and (stage.through is not None or stage.level is not None):
+            raise ConfigError(
+                f"{part.where} names {'level' if stage.through is None else 'through'}",
+                expected="neither: it sees images as the stage before does",
+            )
+        if stage.level is not None and (stage.through is None or stage.arch is None):
+            raise ConfigError(
+                f"{part.where} names a level without {'through' if stage.arch else 'arch'}",
+                expected="arch, through and level: a start stays at its own level",
             )
         make_config(stage.config, where=part.where)
         found.append(stage)

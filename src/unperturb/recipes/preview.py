@@ -11,10 +11,12 @@ from unperturb.attacks import make_attack
 from unperturb.audit.arsenal import adaptive_backwards
 from unperturb.classifiers import Classifier, load_classifier, new_classifier
 from unperturb.defense import Defense
-from unperturb.presets import make_preset
-from unperturb.recipes.fits import blank_options
+from unperturb.generative import through_vae
+from unperturb.networks.vae import VAE
+from unperturb.recipes.blanks import blank_defense, goes_through
 from unperturb.recipes.needs import needed
 from unperturb.recipes.preview_fits import preview_fits
+from unperturb.recipes.preview_networks import preview_networks
 from unperturb.recipes.schema import Row, Stage
 from unperturb.recipes.sources import NotRunError
 from unperturb.recipes.tables import Workshop, groups
@@ -43,9 +45,10 @@ def preview(shop: Workshop) -> list[str]:
             total += seconds
         else:
             words.append(f"model {name}: {kind} ({what})")
-    seconds, lines = preview_fits(shop, lambda name: _speed(shop, name, speeds))
-    words += lines
-    total += seconds
+    for part in (preview_networks, preview_fits):
+        seconds, lines = part(shop, lambda name: _speed(shop, name, speeds))
+        words += lines
+        total += seconds
     if recipe.columns:
         seconds, lines = _audits(shop, speeds)
         words += lines
@@ -111,7 +114,14 @@ def _network(shop: Workshop, name: str, channels: int, classes: int) -> Classifi
     if first.arch is None:
         assert first.start is not None
         return _network(shop, first.start, channels, classes)
-    return new_classifier(first.arch, num_classes=classes, in_channels=channels).to(shop.device)
+    if first.through is None:
+        return new_classifier(first.arch, num_classes=classes, in_channels=channels).to(shop.device)
+    network, dataset = shop.recipe.networks[first.through], shop.recipe.models[name].dataset
+    vae = shop.models.networks.fresh(network, shop.sources.train(dataset))
+    assert isinstance(vae, VAE)
+    reads = vae.feature_shape(first.level)[0]
+    plain = new_classifier(first.arch, num_classes=classes, in_channels=reads)
+    return through_vae(plain, vae, level=first.level).to(shop.device)
 
 
 def _timed(net: Classifier, images: torch.Tensor) -> float:
@@ -169,10 +179,10 @@ def _row(shop: Workshop, row: Row, speeds: dict[str, float]) -> tuple[float, str
 def _blank(shop: Workshop, row: Row) -> Defense | Classifier:
     """A subject of the row's kind around a network that costs nothing to make."""
     net = new_classifier("small-cnn", in_channels=1)
-    if row.defense is None:
+    if row.defense is None or row.model is None:
         return net
-    preset, options = shop.recipe.defenses[row.defense]
-    return make_preset(preset, net, **blank_options(options))
+    through = goes_through(shop.recipe, row.model)
+    return blank_defense(shop.recipe, row.defense, through=through)
 
 
 def _times(subject: Defense | Classifier, attacker: str) -> float:

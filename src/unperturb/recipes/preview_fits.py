@@ -11,7 +11,7 @@ from unperturb.attacks import resolve_attacks
 from unperturb.networks.corrector import CorrectionNetwork
 from unperturb.recipes.fits import make_correction
 from unperturb.recipes.needs import needed_banks, needed_fits
-from unperturb.recipes.schema import Bank
+from unperturb.recipes.schema_parts import Bank
 from unperturb.recipes.sources import NotRunError
 from unperturb.recipes.tables import Workshop
 from unperturb.recipes.words import spelled

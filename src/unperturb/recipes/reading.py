@@ -10,7 +10,7 @@ from typing import Any
 
 from unperturb.errors import ConfigError, SpecError
 
-__all__ = ["Section", "number", "overlay", "read_yaml"]
+__all__ = ["Section", "number", "overlay", "read_yaml", "typed"]
 
 _ABSENT = object()
 
@@ -102,6 +102,33 @@ def number(value: Any, where: str) -> float:
             f"{where} is {value!r}", expected="a number or a fraction, such as 0.5 or 8/255"
         )
     return found
+
+
+def typed(value: Any, like: Any, where: str) -> Any:
+    """A setting as a recipe writes it, of the kind of the setting's default; None: any number.
+
+    Raises:
+        ConfigError: A value of another kind.
+    """
+    if isinstance(like, bool | str):
+        if type(value) is not type(like):
+            words = "true or false" if isinstance(like, bool) else "text"
+            raise ConfigError(f"{where} is {value!r}"[:300], expected=words)
+        return value
+    if isinstance(like, tuple):
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} is {value!r}"[:300], expected="a list of numbers")
+        whole = bool(like) and all(isinstance(part, int) for part in like)
+        return tuple(_whole(v, where) if whole else number(v, where) for v in value)
+    if like is None and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return _whole(value, where) if isinstance(like, int) else number(value, where)
+
+
+def _whole(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{where} is {value!r}"[:300], expected="a whole number")
+    return value
 
 
 class Section:
@@ -217,7 +244,11 @@ class Section:
             SpecError: There is a key that means nothing here; the nearest known ones are named.
         """
         for key in self._left:
-            raise self._unknown(f"{self.where} has the unknown setting {key!r}", key, self._known)
+            raise self.unknown(key)
+
+    def unknown(self, key: str) -> SpecError:
+        """The error of a key that means nothing here."""
+        return self._unknown(f"{self.where} has the unknown setting {key!r}", key, self._known)
 
     @staticmethod
     def _unknown(problem: str, name: str, known: list[str]) -> SpecError:

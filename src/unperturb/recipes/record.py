@@ -10,7 +10,14 @@ from typing import Any
 
 from unperturb.errors import OutputError, RecordError
 from unperturb.files import write_json
-from unperturb.recipes.needs import needed, needed_banks, needed_fits
+from unperturb.recipes.needs import (
+    needed,
+    needed_banks,
+    needed_fits,
+    needed_networks,
+    needed_thresholds,
+    subjects,
+)
 from unperturb.recipes.schema import Recipe
 
 __all__ = ["RECORD", "begin", "head", "locked", "read_record"]
@@ -22,6 +29,7 @@ SCHEMA_VERSION = 1
 
 def head(recipe: Recipe, seed: int) -> dict[str, Any]:
     """What a record says before anything has been run."""
+    used = _defenses(recipe)
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe.name,
@@ -70,6 +78,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
         "defenses": {
             name: {"preset": preset, **options}
             for name, (preset, options) in recipe.defenses.items()
+            if name in used
         },
         "settings": _settings(recipe),
         "complete": False,
@@ -82,7 +91,14 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     used = [recipe.models[name] for name in needed(recipe)]
     names = {"models": {m.name for m in used}, "datasets": {m.dataset for m in used}}
     names["models"] |= {sweep.model for sweep in recipe.sweeps}
-    names |= {"banks": set(needed_banks(recipe)), "fits": set(needed_fits(recipe))}
+    names |= {
+        "banks": set(needed_banks(recipe)),
+        "fits": set(needed_fits(recipe)),
+        "networks": set(needed_networks(recipe)),
+        "thresholds": {name for name, _ in needed_thresholds(recipe)},
+        "defenses": _defenses(recipe),
+    }
+    names["datasets"] |= {recipe.networks[name].dataset for name in names["networks"]}
     kept = {
         key: {name: part for name, part in recipe.body[key].items() if name in names[key]}
         for key in names
@@ -90,6 +106,14 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     }
     found: dict[str, Any] = json.loads(json.dumps({**recipe.body, **kept}))
     return found
+
+
+def _defenses(recipe: Recipe) -> set[str]:
+    """Defenses that something of the recipe names; a paper's file may hold those of others."""
+    named = [defense for _, defense in subjects(recipe)]
+    named += [sweep.defense for sweep in recipe.sweeps]
+    named += [measured.defense for measured in recipe.measured]
+    return {name for name in named if name is not None}
 
 
 def begin(folder: Path, recipe: Recipe, seed: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from unperturb.recipes.render_explanations import banks_part, explanation_part, fits_part
+from unperturb.recipes.render_networks import networks_part, thresholds_part
 from unperturb.recipes.render_parts import costs_part, curves_part, figures_part, sweeps_part
 from unperturb.recipes.render_tables import accuracy_tables
 from unperturb.recipes.words import Record
@@ -42,7 +43,13 @@ def render(record: Record) -> str:
     if paper["notes"]:
         lines += ["## Of the paper's figures", "", *(f"- {note}" for note in paper["notes"]), ""]
     lines += _models(record)
-    for key, part in {"banks": banks_part, "fits": fits_part}.items():
+    made = {
+        "networks": networks_part,
+        "thresholds": thresholds_part,
+        "banks": banks_part,
+        "fits": fits_part,
+    }
+    for key, part in made.items():
         if record.get(key):
             lines += part(record)
     lines += _audits(record)

@@ -26,6 +26,7 @@ from unperturb.recipes.selection import TestImages
 from unperturb.recipes.sources import Sources
 from unperturb.recipes.sweeps import expand, run_sweeps
 from unperturb.recipes.tables import Workshop, run_rows
+from unperturb.recipes.thresholds import Thresholds
 
 __all__ = ["PAGE", "render_again", "reproduce"]
 
@@ -43,6 +44,7 @@ def reproduce(
     zoo: str | Path | None = None,
     use_zoo: bool = True,
     models: Mapping[str, str] | None = None,
+    networks: Mapping[str, str] | None = None,
     seed: int = 0,
     device: str = "cpu",
     workers: int = 1,
@@ -53,22 +55,23 @@ def reproduce(
 ) -> dict[str, Any]:
     """Reproduce one table or figure of a paper.
 
-    Models are taken from the zoo or trained; logit banks are made and correctors fitted where a
-    defense needs them; rows are audited under both attackers; everything is kept, so the same call
-    goes on after a kill and does nothing twice.
+    Models are taken from the zoo or trained, and so are the networks of defenses; logit banks are
+    made, correctors and thresholds fitted where a defense needs them; rows are audited under both
+    attackers; everything is kept, so the same call goes on after a kill and does nothing twice.
 
     Args:
         name: A recipe (``recipe_names``), or the path of a YAML file.
         out: Folder of ``record.json``, ``table.md`` and what is drawn.
         scale: ``smoke``, ``cpu``, ``gpu`` or ``paper``.
         data: Where the recipe's images are; a mapping by name where it has several sets.
-        models_dir: Folder of trained models, banks and correctors, which recipes share;
+        models_dir: Folder of what is trained and fitted, which recipes share;
             ``models`` beside ``out`` by default.
         audits_dir: Folder of the audits; recipes that share it share equal audits. Inside ``out``
             by default.
         zoo: Folder of the project's trained classifiers; ``zoo`` here or in the sources by default.
         use_zoo: Whether its classifiers serve; else every model is trained.
         models: Classifier specifications in place of the recipe's models, by name.
+        networks: Folders in place of the recipe's networks, by name.
         seed: Seed of the attacks, and of training runs that state none.
         device: Where to compute.
         workers: Processes of an audit.
@@ -82,10 +85,10 @@ def reproduce(
         The record.
 
     Raises:
-        SpecError: An unknown recipe, scale, model or data set.
+        SpecError: An unknown recipe, scale, model, network or data set.
         ConfigError: A setting is out of range, or the recipe is wrong.
         DataError: Images are missing or broken.
-        RecordError: ``out`` holds something else, or a trained model is another run.
+        RecordError: ``out`` holds something else, or what is trained there is another run.
         OutputError: ``out`` cannot be written.
 
     Example:
@@ -117,13 +120,15 @@ def reproduce(
     }
     kept = Path(models_dir or folder.parent / "models")
     models_of = Models(
-        recipe, sources, folder=kept, zoo=find_zoo(zoo) if use_zoo else [], given=models, **common
-    )
+        recipe, sources, folder=kept, zoo=find_zoo(zoo) if use_zoo else [], given=models,
+        networks=networks, **common,
+    )  # fmt: skip
     images = TestImages(recipe, sources, models_of)
     banks = Banks(recipe, sources, images, models_of, folder=kept, **common)
     shop = Workshop(
         recipe=recipe, sources=sources, images=images, models=models_of, banks=banks,
         fits=Fits(recipe, banks, folder=kept, **common),
+        thresholds=Thresholds(recipe, models_of, folder=kept, **common),
         audits=Path(audits_dir or folder / "audits"), workers=workers, **common,
     )  # fmt: skip
     with locked(folder):

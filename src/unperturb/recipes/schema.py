@@ -9,17 +9,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from unperturb.recipes.schema_parts import Bank, Explanation, Fit, Network, Threshold
 from unperturb.threat import Threat
 
 __all__ = [
     "KINDS",
     "OWN",
     "SCALES",
-    "Bank",
     "Column",
     "Dataset",
-    "Explanation",
-    "Fit",
     "Measured",
     "Model",
     "Panel",
@@ -28,7 +26,6 @@ __all__ = [
     "Row",
     "Select",
     "Stage",
-    "Subject",
     "Sweep",
 ]
 
@@ -38,12 +35,6 @@ SCALES = ("smoke", "cpu", "gpu", "paper")
 KINDS = ("table", "curves", "sweep", "figure", "cost", "explanation")
 
 FIGURES = ("gradcam", "embedding")
-
-DRAWINGS = ("mean-logit", "supporting", "instance")
-"""Pictures of an explanation: Figure 1, Figures 2 and 3, and Figure 4 of the paper."""
-
-PARTS = ("train", "test", "selected")
-"""Images of a bank: the training set, the first test images, or the selected ones."""
 
 OWN = "own"
 """In place of a column's attack: each row's own one."""
@@ -121,12 +112,17 @@ class Stage:
         arch: Network that is trained from scratch; None for a start.
         start: Model whose weights it starts from; None: the stage before, or from scratch.
         config: Settings of ``TrainConfig``.
+        through: The recipe's VAE that every image goes through; None for none, or for that of a
+            start.
+        level: Level of its decoder that is read in the place of images.
     """
 
     name: str
     arch: str | None
     start: str | None
     config: Mapping[str, Any]
+    through: str | None = None
+    level: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,88 +144,6 @@ class Model:
     zoo: str | None = None
     stages: tuple[Stage, ...] = ()
     unavailable: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bank:
-    """Clean and adversarial logits of a model, made once.
-
-    Attributes:
-        name: Its name.
-        model: The classifier.
-        attacks: Specifications of the attacks, each run against the undefended classifier.
-        threat: Norm and size.
-        part: One of ``PARTS``.
-        limit: Images at most, the first ones; None for all.
-        dtype: How logits are stored.
-        labels: What attacks step away from: ``true`` or ``predicted``.
-        precision: Arithmetic of the attacks' gradients.
-    """
-
-    name: str
-    model: str
-    attacks: tuple[str, ...]
-    threat: Threat
-    part: str = "train"
-    limit: int | None = None
-    dtype: str = "float32"
-    labels: str = "true"
-    precision: str = "float32"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """A corrector that is fitted on a bank.
-
-    Attributes:
-        name: Its name.
-        bank: The bank.
-        config: Settings of ``CorrectionConfig``.
-    """
-
-    name: str
-    bank: str
-    config: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """Adversarial logits, and the corrector that is explained on them.
-
-    Attributes:
-        name: In words.
-        bank: Where the logits are, of images that the corrector was not fitted on.
-        attack: Which of the bank's.
-        fit: The corrector; None where there is none to explain.
-    """
-
-    name: str
-    bank: str
-    attack: str
-    fit: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explanation:
-    """How correctors are explained.
-
-    Attributes:
-        subjects: By name; all on logits of as many classes.
-        top: Length of an image's list of classes; None for the default.
-        lower: By how much the supporting classes' logits are lowered.
-        controls: Draws of as many random classes.
-        draw: Some of ``DRAWINGS``.
-        watch: Class whose place in the lists is told; None for the most frequent one.
-        paper: The paper's Bhattacharyya coefficients: two subjects and the figure.
-    """
-
-    subjects: Mapping[str, Subject]
-    top: int | None = None
-    lower: float = 20.0
-    controls: int = 20
-    draw: tuple[str, ...] = ()
-    watch: int | None = None
-    paper: tuple[tuple[str, str, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +273,10 @@ class Recipe:
         models: By name.
         banks: By name.
         fits: By name.
-        defenses: Preset and its options, by name; ``{"fit": NAME}`` stands for a corrector.
+        networks: By name.
+        thresholds: By name.
+        defenses: Preset and its options, by name; ``{"fit": NAME}`` stands for a corrector,
+            ``{"network": NAME}`` for a network, ``{"threshold": NAME}`` for a threshold.
         threat: The threat model.
         attackers: Some of ``oblivious`` and ``adaptive``.
         batch_size: Images in a unit of an audit.
@@ -396,5 +313,7 @@ class Recipe:
     measured: tuple[Measured, ...] = ()
     banks: Mapping[str, Bank] = field(default_factory=dict)
     fits: Mapping[str, Fit] = field(default_factory=dict)
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
     explanation: Explanation | None = None
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)

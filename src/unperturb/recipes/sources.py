@@ -14,7 +14,10 @@ from unperturb.data.parquet import find_parquet
 from unperturb.errors import DataError, SpecError
 from unperturb.recipes.schema import Dataset, Recipe
 
-__all__ = ["NotRunError", "Sources"]
+__all__ = ["TIME_BUDGET", "NotRunError", "Sources"]
+
+TIME_BUDGET = "time budget"
+"""Why something was not run."""
 
 # Whatever the run's seed: which images are trained on and which are attacked is part of a recipe.
 _ORDER = 0

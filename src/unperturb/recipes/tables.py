@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from unperturb.recipes.cells import (
     skipped,
 )
 from unperturb.recipes.fits import Fits
-from unperturb.recipes.models import TIME_BUDGET, Models
-from unperturb.recipes.parse_fits import fit_of
+from unperturb.recipes.models import Models
+from unperturb.recipes.needs import named_in
 from unperturb.recipes.schema import Column, Recipe, Row
 from unperturb.recipes.selection import TestImages
-from unperturb.recipes.sources import NotRunError, Sources
+from unperturb.recipes.sources import TIME_BUDGET, NotRunError, Sources
+from unperturb.recipes.thresholds import Thresholds
 from unperturb.threat import Threat
 
 __all__ = ["Group", "Workshop", "groups", "run_rows", "slug"]
@@ -68,6 +69,7 @@ class Workshop:
         models: Its classifiers.
         banks: Its logit banks.
         fits: Its correctors.
+        thresholds: Its thresholds.
         audits: Folder of the audits' records.
         seed: Seed of the attacks.
         device: Where to compute.
@@ -83,6 +85,7 @@ class Workshop:
     models: Models
     banks: Banks
     fits: Fits
+    thresholds: Thresholds
     audits: Path
     seed: int
     device: str
@@ -104,23 +107,37 @@ class Workshop:
             raise NotRunError(TIME_BUDGET)
         return seconds
 
-    def subject(self, net: Classifier, defense: str | None) -> Defense | Classifier:
-        """A classifier with one of the recipe's defenses around it.
+    def subject(self, model: str, defense: str | None) -> Defense | Classifier:
+        """A classifier of the recipe with one of its defenses around it.
 
         Raises:
-            NotRunError: A corrector in it cannot be had.
+            NotRunError: The classifier, or a part of the defense, cannot be had.
         """
+        net = self.models.get(model).classifier
         if defense is None:
             return net
         preset, options = self.recipe.defenses[defense]
-        return make_preset(preset, net, **self.fits.options(options))
+        made = {key: self._part(value, model) for key, value in options.items()}
+        return make_preset(preset, net, **made).to(self.device)
+
+    def _part(self, value: Any, model: str) -> Any:
+        """An option of a defense, made first if need be."""
+        if not isinstance(value, Mapping):
+            return value
+        if "fit" in value:
+            return self.fits.get(value["fit"])
+        if "threshold" in value:
+            return self.thresholds.get(value["threshold"], model)
+        return self.models.networks.get(value["network"]).folder
 
     def made(self) -> dict[str, Any]:
-        """What a record says of banks, correctors and selected images, where there are any."""
+        """What a record says of all that is made beside classifiers, where there is any."""
         found = {
             "banks": self.banks.facts(),
             "fits": self.fits.facts(),
             "selected": self.images.facts,
+            "networks": self.models.networks.facts(),
+            "thresholds": self.thresholds.facts(),
         }
         return {name: dict(facts) for name, facts in found.items() if facts}
 
@@ -159,7 +176,7 @@ def run_rows(
         try:
             had = shop.models.get(row.model)
             found.models[row.model] = had.facts
-            subject = shop.subject(had.classifier, row.defense)
+            subject = shop.subject(row.model, row.defense)
         except NotRunError as reason:
             found.cells += not_run(shop.recipe, row, shop.recipe.columns.values(), str(reason))
             continue
@@ -254,8 +271,7 @@ def _audited(
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     # Named after what is audited and not after the row, so that recipes may share it; what one
     # calls a defense another may call otherwise, and a corrector has one name.
-    options = recipe.defenses[row.defense][1] if row.defense is not None else {}
-    title = fit_of(options) or row.defense
+    title = next(iter(named_in(recipe, row.defense, "fit")), row.defense)
     named = slug(f"{row.model} {title or ''} {'selected' if group.selected else ''}")
     key = f"{named}-{threat.norm}-n{len(images)}-{digest[:8]}"
     folder = shop.audits / key
