@@ -62,6 +62,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
                 "attack": column.attack,
                 "n": column.n,
                 **({"selected": True} if column.selected else {}),
+                **({"gradients": list(column.gradients)} if column.gradients else {}),
                 "note": column.note,
                 "threat": column.threat.to_dict() if column.threat else None,
             }
@@ -71,7 +72,10 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
         "panels": [
             {
                 "title": panel.title,
-                "lines": [[label, *line] for label, line in panel.lines.items()],
+                "lines": [
+                    *([label, *line] for label, line in panel.lines.items()),
+                    *([label, f"network {n}", key] for label, (n, key) in panel.networks.items()),
+                ],
             }
             for panel in recipe.panels
         ],

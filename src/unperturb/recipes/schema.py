@@ -20,6 +20,7 @@ __all__ = [
     "Dataset",
     "Measured",
     "Model",
+    "Pair",
     "Panel",
     "Paper",
     "Recipe",
@@ -34,7 +35,7 @@ SCALES = ("smoke", "cpu", "gpu", "paper")
 
 KINDS = ("table", "curves", "sweep", "figure", "cost", "explanation")
 
-FIGURES = ("gradcam", "embedding")
+FIGURES = ("gradcam", "embedding", "panels")
 
 OWN = "own"
 """In place of a column's attack: each row's own one."""
@@ -159,6 +160,8 @@ class Column:
         note: What is to be said of it.
         skips: Attackers that are not run in it, each with the reason, as where one would take
             days.
+        gradients: Gradients that an adaptive attacker takes through a defense, as where each one
+            costs hours; all that he has where there are none.
     """
 
     name: str
@@ -168,6 +171,7 @@ class Column:
     threat: Threat | None = None
     note: str = ""
     skips: tuple[tuple[str, str], ...] = ()
+    gradients: tuple[str, ...] = ()
 
     def attackers(self, known: Iterable[str]) -> tuple[str, ...]:
         """Those of the recipe's attackers that are run."""
@@ -211,10 +215,27 @@ class Panel:
     Attributes:
         title: Its heading.
         lines: Label of a line to (model, figure of the monitor).
+        networks: The same of networks of defenses.
     """
 
     title: str
     lines: Mapping[str, tuple[str, str]]
+    networks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two rows that are compared image by image.
+
+    Attributes:
+        name: In words.
+        one: Name of the first row.
+        other: Name of the second.
+    """
+
+    name: str
+    one: str
+    other: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,9 +303,10 @@ class Recipe:
         batch_size: Images in a unit of an audit.
         columns: By name.
         rows: By name.
+        pairs: Rows that are compared image by image.
         panels: For curves.
         sweeps: For a sweep.
-        figure: For a figure: ``draw`` (``gradcam``, ``embedding``) and its settings.
+        figure: For a figure: ``draw`` (one of ``FIGURES``) and its settings.
         network: For costs: the network, its images, batch and number of timings.
         measured: For costs: the rows.
         explanation: For an explanation.
@@ -306,6 +328,7 @@ class Recipe:
     batch_size: int
     columns: Mapping[str, Column]
     rows: Mapping[str, Row]
+    pairs: tuple[Pair, ...] = ()
     panels: tuple[Panel, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
     figure: Mapping[str, Any] = field(default_factory=dict)

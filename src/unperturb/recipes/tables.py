@@ -49,6 +49,7 @@ class Group:
         selected: Whether they are the selected ones.
         columns: Those with an attack.
         attackers: Who runs them.
+        gradients: Those that an adaptive attacker takes through a defense; none given: all.
     """
 
     threat: Threat
@@ -56,6 +57,7 @@ class Group:
     columns: tuple[Column, ...]
     attackers: tuple[str, ...]
     selected: bool = False
+    gradients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,15 +147,15 @@ class Workshop:
 def groups(recipe: Recipe, row: Row) -> list[Group]:
     """The audits of a row, the threat model's own and the most images first."""
     usual = row.threat or recipe.threat
-    found: dict[tuple[str, float, int, tuple[str, ...], bool], list[Column]] = {}
+    found: dict[tuple[Any, ...], list[Column]] = {}
     for column in recipe.columns.values():
         if column.attack is not None:
             threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
-            key = (threat.norm, threat.eps, column.n, attackers, column.selected)
+            key = (threat.norm, threat.eps, column.n, attackers, column.selected, column.gradients)
             found.setdefault(key, []).append(column)
     made = [
-        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected)
-        for (_, _, n, attackers, selected), columns in found.items()
+        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected, gradients)
+        for (_, _, n, attackers, selected, gradients), columns in found.items()
     ]
     return sorted(made, key=lambda g: (g.threat != usual, -g.n))
 
@@ -259,6 +261,7 @@ def _audited(
     recipe, threat = shop.recipe, group.threat
     # Two columns may ask for one attack, as a column of each row's own does.
     attacks = list(dict.fromkeys(str(column.attack_of(row)) for column in columns))
+    gradients = group.gradients if isinstance(subject, Defense) else ()
     facts = {
         "subject": subject.fingerprint(),
         "images": images.fingerprint(),
@@ -267,6 +270,7 @@ def _audited(
         "attackers": list(group.attackers),
         "seed": shop.seed,
         "batch_size": recipe.batch_size,
+        **({"backwards": list(gradients)} if gradients else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     # Named after what is audited and not after the row, so that recipes may share it; what one
@@ -288,7 +292,7 @@ def _audited(
         _check_classes(subject, images)
         result = audit(
             subject, images.images(), images.labels, ids=images.ids, threat=threat,
-            attacks=attacks, attackers=group.attackers, seed=shop.seed,
+            attacks=attacks, attackers=group.attackers, backwards=gradients or None, seed=shop.seed,
             batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
             workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
