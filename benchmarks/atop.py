@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atop_parts import parts_of, step_of
+from atop_parts import UPDATING, parts_of, step_of
 from common import Target, compare, finish, interleave, network, parse, pictures, summary
 from unperturb.attacks.batch import Batch
 from unperturb.attacks.surface import Surface
@@ -58,7 +58,8 @@ def _finetune(args: Namespace, name: str, batch: int) -> dict[str, Any]:
     seconds["sum of the bare calls"] = _sums(seconds, bares)
     targets = [
         Target("fine-tuning step", "sum of its parts", STEP),
-        *(Target(part, f"{part}, bare", PART) for part in bare),
+        *(Target(part, f"{part}, bare", PART) for part in bare if part != UPDATING),
+        Target(UPDATING, f"{UPDATING}, bare", note="checks that every gradient is finite first"),
         Target("fine-tuning step", "sum of the bare calls", note="and the draws"),
         *(Target(part, "fine-tuning step", note="share of the step") for part in ours),
     ]

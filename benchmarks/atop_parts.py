@@ -19,7 +19,10 @@ from unperturb.restoration.finetune import FineTuneWork, linf_examples
 from unperturb.restoration.gan import Watch, judge
 from unperturb.restoration.loop import Work, set_gradients
 
-__all__ = ["parts_of", "step_of"]
+__all__ = ["UPDATING", "parts_of", "step_of"]
+
+UPDATING = "updating"
+"""The one part that calls no module."""
 
 Jobs = dict[str, Callable[[], object]]
 
@@ -96,13 +99,13 @@ def parts_of(work: FineTuneWork, images: Tensor, labels: Tensor, keys: Keys) -> 
         "adversarial examples": lambda: linf_examples(logits, images, labels, eps=config.eps),
         "restoring": restoring,
         "classifying": classifying,
-        "updating": updating(work),
+        UPDATING: updating(work),
     }
     bare: Jobs = {
         "adversarial examples": lambda: bare_classifying(logits, images, labels),
         "restoring": lambda: gradient(net(masked, mask), list(net.parameters()), pull),
         "classifying": lambda: bare_classifying(logits, made, labels),
-        "updating": bare_updating(work),
+        UPDATING: bare_updating(work),
     }
     if critic is not None:
         held = list(critic.parameters())

@@ -12,6 +12,7 @@ from audit.doubles import digits, linear_net
 from unperturb.audit import audit
 from unperturb.classifiers import as_classifier
 from unperturb.defense import Defense
+from unperturb.errors import UnperturbError
 from unperturb.purifiers import Restoration
 from unperturb.purifiers.transforms import TRANSFORMS
 from unperturb.threat import Linf
@@ -55,3 +56,31 @@ def test_no_batch_of_an_audit_goes_unmasked_or_without_noise(kind: str, transfor
         outside = ((masked < 0) | (masked > 1)).flatten(1).any(1)
         # Half of a digit's pixels are 0: with noise, some of an image's lie below.
         assert bool(outside.all()) is (transform != "rt1"), "an image went without noise"
+
+
+def test_an_audit_tries_the_gradients_it_is_told() -> None:
+    images, labels = digits(4)
+    purifier = Restoration(options=OPTIONS["inpainting-gan"], image_shape=(1, 8, 8))
+    defense = Defense(as_classifier(linear_net(), input_shape=(1, 8, 8)), purifier=purifier)
+    common: dict[str, Any] = {
+        "threat": Linf(0.1), "attacks": ["pgd-2"], "attackers": ("adaptive",), "scoring_draws": 1,
+        "gradient_draws": 2, "keep_images": "none",
+    }  # fmt: skip
+
+    def tried(**more: Any) -> list[str]:
+        found = audit(defense, images, labels, **common, **more)
+        rows = zip(found.rows["subject"], found.rows["attacker"], found.rows["backward"],
+                   strict=True)  # fmt: skip
+        return sorted({b for s, a, b in rows if (s, a) == ("target", "adaptive")})
+
+    assert tried() == ["exact", "identity", "undefended"]
+    assert tried(backwards=["exact"]) == ["exact"]
+    assert tried(backwards=("undefended", "identity")) == ["identity", "undefended"]
+    for wrong, words in (
+        (["exat"], "did you mean 'exact'"),
+        ([], "some of exact, identity, undefended, each once"),
+        (["exact", "exact"], "each once"),
+        ("exact", "a list of names, such as"),
+    ):
+        with pytest.raises(UnperturbError, match=words):
+            audit(defense, images, labels, **common, backwards=wrong)
