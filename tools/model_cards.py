@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from restoration_cards import FORMAT, restoration_card
 from unperturb.files import write_text
 from unperturb.training import TrainConfig
 from unperturb.training.objectives import OVERFITTING
@@ -97,6 +98,8 @@ def stages(card: dict[str, Any]) -> list[dict[str, Any]]:
 def card_text(folder: Path) -> str:
     """The model card of one folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("format") == FORMAT:
+        return restoration_card(folder, config)
     card = config["card"]
     monitor = card["monitor"]
     data, words = data_words(card["data"]["source"], card["config"]["holdout"])
