@@ -69,8 +69,8 @@ def _of_network(models: Models, name: str) -> dict[str, Any]:
     except NotRunError as reason:
         return {"status": "not run", "reason": str(reason), "epochs": []}
     if not path.is_file():
-        reason = "the network was given without its epochs"
-        return {"status": "not run", "reason": reason, "epochs": []}
+        words = "the network was given without its epochs"
+        return {"status": "not run", "reason": words, "epochs": []}
     epochs = json.loads(path.read_text(encoding="utf-8"))["epochs"]
     return {"status": "done", "reason": "", "epochs": epochs}
 

@@ -62,12 +62,13 @@ def _panels(
     from unperturb.recipes.tables import slug
 
     wanted = shop.recipe.figure
-    purifier = getattr(subject, "purifier", None)
+    # What has no transform is refused by name there.
+    transform = getattr(getattr(subject, "purifier", None), "transform", None)
     panels = restoration_panels(
         subject,
         images.images(),
         images.labels,
-        transforms=[purifier.transform.name] if hasattr(purifier, "transform") else (),
+        transforms=() if transform is None else [transform.name],
         all_passes=wanted["all_passes"],
         attack=wanted["attack"],
         threat=shop.recipe.threat,
