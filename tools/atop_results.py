@@ -76,14 +76,19 @@ def quoted(record: Record) -> list[str]:
     names = [
         column["name"]
         for column in record["columns"]
-        if any((find(record, r["name"], column["name"], "oblivious") or {}).get("paper") is not None
-               for r in rows)
+        if any(printed(record, row, column["name"]) is not None for row in rows)
     ]  # fmt: skip
     lines = ["Quoted from the paper, not run here:", "", *header_of(["", *names])]
     for row in rows:
-        cells = [find(record, row["name"], name, "oblivious") or {} for name in names]
-        lines.append(line_of([row["name"], *(f"{cell.get('paper', '')}" for cell in cells)]))
+        found = [printed(record, row, name) for name in names]
+        lines.append(line_of([row["name"], *("" if v is None else f"{v}" for v in found)]))
     return [*lines, "", "Ours beside the paper's own:", ""]
+
+
+def printed(record: Record, row: Record, column: str) -> float | str | None:
+    """The paper's figure, which stands with every attacker."""
+    cells = (find(record, row["name"], column, attacker) for attacker in record["attackers"])
+    return next((cell["paper"] for cell in cells if cell is not None), None)
 
 
 def draws(record: Record) -> list[str]:

@@ -49,12 +49,12 @@ n: 12
 batch_size: 6
 columns:
   Clean: {}
-  FGSM: {attack: fgsm, not_run: {adaptive: the next column has him}}
+  FGSM: {attack: fgsm, only: oblivious}
   PGD:
     attack: "pgd-2?draws=2"
     n: 8
     gradients: [exact, undefended]
-    not_run: {oblivious: the column FGSM has him}
+    only: adaptive
   StAdv: {attack: "stadv-1?draws=2", n: 8, gradients: [identity]}
 pairs:
   tuning: [tuned, not tuned]

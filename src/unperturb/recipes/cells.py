@@ -40,7 +40,7 @@ def not_run(
     """Cells of columns that are not run, each with the reason."""
     found = []
     for column in columns:
-        attackers = (CLEAN,) if column.attack is None else recipe.attackers
+        attackers = (CLEAN,) if column.attack is None else column.meant(recipe.attackers)
         for attacker in attackers:
             found.append({**_head(row, column, attacker), "status": "not run", "reason": reason})
     return found
@@ -51,7 +51,7 @@ def skipped(recipe: Recipe, row: Row, column: Column) -> list[dict[str, Any]]:
     return [
         {**_head(row, column, attacker), "status": "not run", "reason": reason}
         for attacker, reason in column.skips
-        if attacker in recipe.attackers
+        if attacker in column.meant(recipe.attackers)
     ]
 
 

@@ -226,6 +226,7 @@ def _column(name: str, part: Section, n: int) -> Column:
         note=part.text("note", ""),
         skips=_skips(part.section("not_run", {})),
         gradients=part.texts("gradients", ()),
+        only=part.choice("only", ATTACKERS, None),
     )
     part.end()
     if not found.attackers(ATTACKERS):

@@ -63,6 +63,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
                 "n": column.n,
                 **({"selected": True} if column.selected else {}),
                 **({"gradients": list(column.gradients)} if column.gradients else {}),
+                **({"only": column.only} if column.only else {}),
                 "note": column.note,
                 "threat": column.threat.to_dict() if column.threat else None,
             }

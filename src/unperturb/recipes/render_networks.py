@@ -32,7 +32,7 @@ def _settings(network: Any) -> list[str]:
     plain = (str, int, float)
     return [
         f"{key.replace('_', ' ')} {'x'.join(map(str, v)) if isinstance(v, list) else v}"
-        for key, v in network.items()
+        for key, v in sorted(network.items())
         if isinstance(v, plain) or (isinstance(v, list) and v and isinstance(v[0], int))
     ]
 

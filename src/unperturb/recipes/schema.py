@@ -162,6 +162,7 @@ class Column:
             days.
         gradients: Gradients that an adaptive attacker takes through a defense, as where each one
             costs hours; all that he has where there are none.
+        only: The one attacker that the column is for, as where another column has the other.
     """
 
     name: str
@@ -172,11 +173,16 @@ class Column:
     note: str = ""
     skips: tuple[tuple[str, str], ...] = ()
     gradients: tuple[str, ...] = ()
+    only: str | None = None
+
+    def meant(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Those of the recipe's attackers that the column is for."""
+        return tuple(name for name in known if self.only in (None, name))
 
     def attackers(self, known: Iterable[str]) -> tuple[str, ...]:
         """Those of the recipe's attackers that are run."""
         skipped = dict(self.skips)
-        return tuple(name for name in known if name not in skipped)
+        return tuple(name for name in self.meant(known) if name not in skipped)
 
     def attack_of(self, row: Row) -> str | None:
         """The attack on a row; None for clean images."""
