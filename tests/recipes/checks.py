@@ -37,7 +37,7 @@ def known_numbers(record: dict[str, Any]) -> set[str]:
             found |= set(NUMBER.findall(leaf))
         elif not isinstance(leaf, bool):
             forms = (f"{leaf:.1%}", f"{leaf:g}", f"{leaf:,}", f"{leaf:.2f}", f"{leaf:.3f}",
-                     f"{leaf * 255:g}", f"{leaf}")  # fmt: skip
+                     f"{leaf:.3g}", f"{leaf * 255:g}", f"{leaf}")  # fmt: skip
             found |= {number for form in forms for number in NUMBER.findall(form)}
     # Lengths of curves are counted, not stored.
     found |= {str(len(c["epochs"])) for c in record.get("curves", {}).values()}
