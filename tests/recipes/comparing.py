@@ -47,6 +47,7 @@ panels:
 threat: {eps: 0.1}
 n: 12
 batch_size: 6
+scoring_draws: 4
 columns:
   Clean: {}
   FGSM: {attack: fgsm, only: oblivious}

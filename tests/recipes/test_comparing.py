@@ -54,7 +54,7 @@ def test_the_page_agrees_with_the_record(made: Made) -> None:
     page = (out / "table.md").read_text(encoding="utf-8")
     assert page == render(record) == render(read_record(out))
     check_page(record, page)
-    assert "| single draw | worst of 10 | majority of 10 |" in page
+    assert "| single draw | worst of 4 | majority of 4 |" in page
     assert "### Compared image by image" in page
     assert "takes only these gradients through it: exact, undefended." in page
     assert not record["complete"]
@@ -68,7 +68,7 @@ def test_draws_are_those_of_the_audit(made: Made) -> None:
     oblivious = cells_of(record, "tuned", "FGSM")["oblivious"]["draws"]
     found = audit_of(made, "tuned", "FGSM", "oblivious")
     attacked, clean = share(found, "fgsm", "oblivious"), share(found, "clean", "none")
-    assert oblivious["n"] == 10
+    assert oblivious["n"] == 4
     for part, shares in ((oblivious, attacked), (oblivious["clean"], clean)):
         assert part["single"]["accuracy"] == pytest.approx(shares.mean())
         assert part["worst_of_n"]["correct"] == int((shares == 1).sum())

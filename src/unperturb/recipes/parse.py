@@ -31,6 +31,7 @@ from unperturb.recipes.parse_networks import (
 from unperturb.recipes.parse_pairs import check_pairs, parse_pairs, parse_panel
 from unperturb.recipes.reading import Section
 from unperturb.recipes.schema import (
+    DRAWS,
     FIGURES,
     KINDS,
     OWN,
@@ -98,6 +99,7 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
         threat=usual,
         attackers=attackers,
         batch_size=top.whole("batch_size", 125),
+        scoring_draws=top.whole("scoring_draws", DRAWS, least=2),
         columns=columns,
         rows={
             key: _row(key, part, models, defenses, columns)

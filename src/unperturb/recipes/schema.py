@@ -13,6 +13,7 @@ from unperturb.recipes.schema_parts import Bank, Explanation, Fit, Network, Thre
 from unperturb.threat import Threat
 
 __all__ = [
+    "DRAWS",
     "KINDS",
     "OWN",
     "SCALES",
@@ -36,6 +37,9 @@ SCALES = ("smoke", "cpu", "gpu", "paper")
 KINDS = ("table", "curves", "sweep", "figure", "cost", "explanation")
 
 FIGURES = ("gradcam", "embedding", "panels")
+
+DRAWS = 10
+"""On which a random defense is scored where a recipe says nothing else."""
 
 OWN = "own"
 """In place of a column's attack: each row's own one."""
@@ -307,6 +311,7 @@ class Recipe:
         threat: The threat model.
         attackers: Some of ``oblivious`` and ``adaptive``.
         batch_size: Images in a unit of an audit.
+        scoring_draws: Fresh draws on which a random defense is scored.
         columns: By name.
         rows: By name.
         pairs: Rows that are compared image by image.
@@ -334,6 +339,7 @@ class Recipe:
     batch_size: int
     columns: Mapping[str, Column]
     rows: Mapping[str, Row]
+    scoring_draws: int = DRAWS
     pairs: tuple[Pair, ...] = ()
     panels: tuple[Panel, ...] = ()
     sweeps: tuple[Sweep, ...] = ()

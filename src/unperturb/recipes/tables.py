@@ -30,7 +30,7 @@ from unperturb.recipes.cells import (
 from unperturb.recipes.fits import Fits
 from unperturb.recipes.models import Models
 from unperturb.recipes.needs import named_in
-from unperturb.recipes.schema import Column, Recipe, Row
+from unperturb.recipes.schema import DRAWS, Column, Recipe, Row
 from unperturb.recipes.selection import TestImages
 from unperturb.recipes.sources import TIME_BUDGET, NotRunError, Sources
 from unperturb.recipes.thresholds import Thresholds
@@ -271,6 +271,7 @@ def _audited(
         "seed": shop.seed,
         "batch_size": recipe.batch_size,
         **({"backwards": list(gradients)} if gradients else {}),
+        **({"scoring_draws": recipe.scoring_draws} if recipe.scoring_draws != DRAWS else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     # Named after what is audited and not after the row, so that recipes may share it; what one
@@ -293,6 +294,7 @@ def _audited(
         result = audit(
             subject, images.images(), images.labels, ids=images.ids, threat=threat,
             attacks=attacks, attackers=group.attackers, backwards=gradients or None, seed=shop.seed,
+            scoring_draws=recipe.scoring_draws,
             batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
             workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
