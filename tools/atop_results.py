@@ -64,7 +64,7 @@ def table(name: str) -> list[str]:
     if record is None:
         return [*head(name), *missing(name)]
     ours = {**record, "rows": [row for row in record["rows"] if row["model"] is not None]}
-    lines = [*head(name), *quoted(record), *compact(ours), ""]
+    lines = [*head(name), *quoted(record), *compact(ours, whole=True), ""]
     return [*lines, *draws(record), *foot(name, record)]
 
 
@@ -248,7 +248,7 @@ def figure(name: str) -> list[str]:
         else:
             lines += [f"not run: {part['reason']}", ""]
     if record.get("cells"):
-        lines += [*compact(record), "", *draws(record)]
+        lines += [*compact(record, whole=True), "", *draws(record)]
     return [*lines, *foot(name, record)]
 
 
@@ -264,6 +264,9 @@ def summary() -> list[str]:
             for what in (("Standard", "none"), ("PGD-20", "oblivious"),
                          ("PGD-10 with EOT-20", "adaptive"))
         )  # fmt: skip
+        if any((cell or {}).get("accuracy") is None for cell in (clean, ignoring, knowing)):
+            lines.append(f"- {row['name']}: not all of it was run.")
+            continue
         lines.append(
             f"- {row['name']}: {percent(clean)} % of clean images are right, {percent(ignoring)} % "
             f"under PGD-20 by an attacker who ignores the defense, {percent(knowing)} % under "
