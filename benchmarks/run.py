@@ -22,6 +22,7 @@ TOPICS = {
     "training_precision": ("start", "data"),
     "logit_correction": (),
     "alu": ("vae", "data"),
+    "atop": (),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from network_cards import FORMATS, network_card, zoo_name
+from restoration_cards import FORMAT, restoration_card
 from unperturb.files import write_text
 from unperturb.training import TrainConfig
 from unperturb.training.objectives import OVERFITTING
@@ -108,6 +109,8 @@ def first(config: dict[str, Any], zoo: Path) -> str:
 def card_text(folder: Path) -> str:
     """The model card of one folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("format") == FORMAT:
+        return restoration_card(folder, config)
     card = config["card"]
     monitor = card["monitor"]
     data, words = data_words(card["data"]["source"], card["config"]["holdout"])

@@ -66,13 +66,22 @@ def compact(record: Record, *, whole: bool = False) -> list[str]:
     lines = ["| | | " + " | ".join(heads) + " |", "|---" * (len(names) + 2) + "|"]
     reasons: list[str] = []
     for row in record["rows"]:
-        cells = [find(record, row["name"], name, "oblivious") for name in names]
+        cells = [
+            next(
+                filter(None, (find(record, row["name"], name, a) for a in record["attackers"])),
+                None,
+            )
+            for name in names
+        ]
         paper = ["" if c is None or c.get("paper") is None else str(c["paper"]) for c in cells]
         name = row["name"].replace("*", r"\*")
         lines.append(f"| **{name}** | paper | " + " | ".join(paper) + " |")
         for attacker in record["attackers"]:
             ours = [find(record, row["name"], name, attacker) for name in names]
-            found = [percent(cell, reasons) for cell in ours]
+            found = [
+                "" if column.get("only") not in (None, attacker) else percent(cell, reasons)
+                for column, cell in zip(record["columns"], ours, strict=True)
+            ]
             lines.append(f"| | ours, {attacker} | " + " | ".join(found) + " |")
             if whole:
                 lines += _some(f"ours, {attacker}, at any distance", ours, "as_returned")

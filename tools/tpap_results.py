@@ -93,7 +93,8 @@ def trained(objectives: Collection[str]) -> list[tuple[str, str, Record]]:
     found = []
     for name, path in sorted(zoo + rest):
         run = json.loads(path.read_text(encoding="utf-8"))
-        if run["config"]["objective"] in objectives:
+        # Networks of defenses have no objective.
+        if run["config"].get("objective") in objectives:
             # What lies outside docs/ has no link on the site.
             inside = path.is_relative_to(RECORDS)
             label = f"[{name}](records/tpap/training/{path.name})" if inside else f"`zoo/{name}`"

@@ -44,6 +44,8 @@ def test_pieces_cover_every_row_once(monkeypatch: pytest.MonkeyPatch, rows: int)
     assert draws.pieces(rows, (3, 2, 2), 1) == [slice(0, rows, None)]
     monkeypatch.setattr(draws, "MOST_VALUES", 1)
     assert len(draws.pieces(rows, (3, 2, 2), 2)) == rows
+    monkeypatch.setattr(draws, "MOST_VALUES", PIECE * 12)
+    assert draws.pieces(rows, (3, 2, 2), DRAWS, device="cuda")[0].stop == min(4 * PIECE, rows)
 
 
 @pytest.mark.parametrize("spec", ["pgd-3", "apgd-t-3", "deepfool-4", "logit-matching-3", "cw-l2-3"])

@@ -111,6 +111,35 @@ def test_a_deployed_defense_draws_afresh(conv: Any, pixels: Any) -> None:
     assert not torch.equal(defense(images, keys=keys(3)), defense(images, keys=keys(3).draw(1)))
 
 
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_equal_keys_show_the_network_equal_images_however_they_are_batched(
+    kind: str, name: str, conv: Any, pixels: Any
+) -> None:
+    defense = Defense(conv(), purifier=purifier(kind, transform=name))
+    images, passes = pixels(7), 4 if name == "rt3" else 1
+
+    def shown(size: int) -> tuple[Tensor, Tensor, Tensor]:
+        seen = watched(defense)
+        scores = defense.predict(images, keys=keys(7), batch_size=size).scores
+        steps = [seen[i : i + passes] for i in range(0, len(seen), passes)]
+        masked, mask = (
+            torch.cat([torch.stack([one[part] for one in step], 1) for step in steps])
+            for part in (0, 1)
+        )
+        return masked, mask, scores
+
+    whole = shown(7)
+    for size in (1, 3, 6):
+        masked, mask, scores = shown(size)
+        assert torch.equal(masked, whole[0])
+        assert torch.equal(mask, whole[1])
+        torch.testing.assert_close(scores, whole[2], rtol=1e-4, atol=1e-5)
+    order = torch.tensor([4, 0, 6])
+    part = defense(images[order], keys=keys(7)[order])
+    torch.testing.assert_close(part, whole[2][order], rtol=1e-4, atol=1e-5)
+
+
 # -- values and gradients -------------------------------------------------------------------------
 
 

@@ -111,7 +111,7 @@ def test_columns_name_the_adaptive_attacker_s_gradients(made: Made, tmp_path: Pa
         + """columns:
   Clean: {}
   FGSM: {attack: fgsm}
-  BPDA: {attack: pgd-2, backwards: [identity]}
+  BPDA: {attack: pgd-2, gradients: [identity]}
 rows:
   plug-in: {model: net, defense: alu}
   asymmetric: {model: asymmetric, defense: own}

@@ -31,7 +31,7 @@ from unperturb.recipes.models import Models
 from unperturb.recipes.sources import NotRunError, Sources
 
 Table = tuple[Path, dict[str, Any]]
-LIGHT = ("tpap/table-5", "tpap/table-6", "logit-correction/imagenet")
+LIGHT = ("tpap/table-5", "tpap/table-6", "logit-correction/imagenet", "atop/figure-3")
 
 
 def test_cells_agree_with_their_audits_and_the_page_with_the_record(table: Table) -> None:

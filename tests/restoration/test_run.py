@@ -34,6 +34,7 @@ from unperturb.restoration import (
 from unperturb.restoration import gan as gan_module
 from unperturb.restoration import loop as loop_module
 from unperturb.restoration.checkpoint import CHECKPOINT
+from unperturb.restoration.finetune import FineTuneWork
 from unperturb.restoration.gan import Watch
 from unperturb.restoration.loop import Diverged, fit
 
@@ -322,6 +323,27 @@ def test_a_gradient_that_is_no_number_is_never_taken(tmp_path: Path) -> None:
     assert equal(state(plan.net.network), begun)
 
 
+@pytest.mark.parametrize("case", ["atop", "atop mae whole"])
+def test_a_fine_tuning_that_diverges_leaves_the_network_it_had(case: str, tmp_path: Path) -> None:
+    plan = CASES[case](tmp_path)
+    original, left = plan.work.losses, [2]
+
+    def losses(*arguments: Any) -> dict[str, Tensor]:
+        left[0] -= 1
+        found = original(*arguments)
+        return {**found, "classifier": found["classifier"] * (1 if left[0] >= 0 else float("nan"))}
+
+    plan.work.losses = losses  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="epoch 1, step 3: the classifier loss is nan.*last good"):
+        train(plan, tmp_path / "out", checkpoint_seconds=0.0)
+    found = plan_pretrain(
+        digits(), gan_config() if case == "atop" else mae_config(), start=tmp_path / "out"
+    )
+    kept = state(found.net.network)
+    assert equal(kept, state(plan.net.network)), "the two good steps are in the checkpoint"
+    assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+
+
 class Blind(PatchDiscriminator):
     """Gives all images one score."""
 
@@ -342,6 +364,21 @@ def test_a_collapsed_discriminator_stops_the_run(
     for word in ("the discriminator collapsed", "one score", "for 4 steps", "epoch 2, step 1"):
         assert word in str(caught.value)
     # Three steps and an epoch were done meanwhile; none of them was worth keeping.
+    kept = plan_pretrain(digits(), gan_config(), start=tmp_path / "out")
+    assert equal(state(kept.net.network), begun)
+
+
+def test_a_discriminator_that_collapses_in_fine_tuning_stops_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = start(tmp_path)
+    monkeypatch.setattr("unperturb.restoration.folder.PatchDiscriminator", Blind)
+    plan = plan_finetune(classifier_of_digits(), folder, digits(), tune_config())
+    begun = state(plan.net.network)
+    assert isinstance(plan.work, FineTuneWork)
+    plan.work.watch = Watch(patience=2)
+    with pytest.raises(ConfigError, match="epoch 1, step 2: the discriminator collapsed"):
+        train(plan, tmp_path / "out", checkpoint_seconds=0.0)
     kept = plan_pretrain(digits(), gan_config(), start=tmp_path / "out")
     assert equal(state(kept.net.network), begun)
 
@@ -413,20 +450,26 @@ def test_no_folder_and_no_monitor(data: ImageSet) -> None:
     assert plan.step_seconds(data, "cpu") > 0
 
 
-def test_color_images_of_classes_that_a_classifier_knows(tmp_path: Path) -> None:
-    """The whole way at 32x32, a step each: pre-train, fine-tune, defend."""
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("kind", ["gan", "mae"])
+def test_color_images_of_classes_that_a_classifier_knows(
+    tmp_path: Path, side: int, kind: str
+) -> None:
+    """The whole way at 32x32 and at 64x64, a step each: pre-train, fine-tune, defend."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (12, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (12, 3, side, side), generator=generator, dtype=torch.uint8)
     labels = torch.arange(12) % 10
     names = tuple(str(i) for i in range(12))
     data = ImageSet(pixels, labels, names, tuple("abcdefghij"), "made", "train")
     short: dict[str, Any] = {"epochs": 1, "batch_size": 4, "holdout": 4}
-    train_restoration(
-        plan_pretrain(data, gan_config(**short)), data, out=tmp_path / "gan", show=False
-    )
+    config = gan_config(**short) if kind == "gan" else mae_config(**short)
+    train_restoration(plan_pretrain(data, config), data, out=tmp_path / "first", show=False)
     net = new_classifier("cifar-resnet20")
-    plan = plan_finetune(net, tmp_path / "gan", data, tune_config(**short))
+    plan = plan_finetune(net, tmp_path / "first", data, tune_config(**short))
     train_restoration(plan, data, out=tmp_path / "atop", show=False)
     from unperturb.presets import atop
 
-    assert atop(net, purifier=tmp_path / "atop")(data.images()).shape == (12, 10)
+    defense = atop(net, purifier=tmp_path / "atop")
+    assert defense(data.images()).shape == (12, 10)
+    with pytest.raises(InputError, match=f"3 channels and {side}x{side}, on which"):
+        defense(data.images()[..., :16, :16])

@@ -304,7 +304,7 @@ def _rank_others(batch: Batch) -> Tensor:
             copies, keys = batch.origin.repeat_interleave(draws, 0), keys.copies(draws)
             parts = [
                 surface.attacked(surface.terms(copies[piece], keys[piece]))
-                for piece in pieces(len(copies), copies.shape[1:], draws)
+                for piece in pieces(len(copies), copies.shape[1:], draws, device=copies.device)
             ]
             scores = torch.cat(parts).view(len(batch), draws, -1).mean(1)
     batch.queries += draws

@@ -159,7 +159,7 @@ class Batch:
             self._slope(
                 point[piece], labels[piece], rows[piece], keys and keys[piece], objective, view
             )
-            for piece in pieces(len(point), point.shape[1:], draws)
+            for piece in pieces(len(point), point.shape[1:], draws, device=point.device)
         ]
         gradient, value, wrong = (
             found[0] if len(found) == 1 else torch.cat(found) for found in zip(*parts, strict=True)
@@ -259,7 +259,7 @@ class Batch:
             self.surface.judge(
                 copies[piece].contiguous(memory_format=self.layout), labels[piece], keys[piece]
             )
-            for piece in pieces(len(copies), copies.shape[1:], draws)
+            for piece in pieces(len(copies), copies.shape[1:], draws, device=copies.device)
         ]
         if len(parts) == 1:
             return parts[0]

@@ -165,7 +165,7 @@ def _nearest_face(
     shape = (batch.draws, *point.shape[1:])
     parts = [
         _faces(batch, point[piece], index[piece], others[piece], draw, norm)
-        for piece in pieces(len(point), shape, batch.draws)
+        for piece in pieces(len(point), shape, batch.draws, device=point.device)
     ]
     face = parts[0]
     if len(parts) > 1:

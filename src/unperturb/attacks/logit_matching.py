@@ -92,7 +92,7 @@ def _templates(batch: Batch) -> Tensor:
     if draws > 1:
         keys, images = keys.copies(draws), images.repeat_interleave(draws, 0)
     parts = []
-    for piece in pieces(len(images), images.shape[1:], draws):
+    for piece in pieces(len(images), images.shape[1:], draws, device=images.device):
         with torch.enable_grad():
             # Only images that ask for a gradient are shown the undefended classifier's logits.
             leaf = images[piece].contiguous(memory_format=batch.layout).detach().requires_grad_()

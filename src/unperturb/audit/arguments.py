@@ -15,7 +15,7 @@ def _whole(value: Any) -> bool:
 
 
 def check_arguments(
-    *, attackers: Any, ids: Any, outside: Any, probe_images: Any, shard: Any
+    *, attackers: Any, backwards: Any, ids: Any, outside: Any, probe_images: Any, shard: Any
 ) -> None:
     """Refuse what would end in an error of Python's own; ranges are checked where they are used.
 
@@ -23,13 +23,16 @@ def check_arguments(
         ConfigError: An argument is of the wrong kind.
 
     Example:
-        >>> check_arguments(attackers=("adaptive",), ids=None, outside=None, probe_images=0,
-        ...                 shard=(1, 2))
+        >>> check_arguments(attackers=("adaptive",), backwards=("exact",), ids=None, outside=None,
+        ...                 probe_images=0, shard=(1, 2))
     """
     pair = isinstance(shard, Sequence) and len(shard) == 2 and all(map(_whole, shard))
     for name, value, fits, expected in (
         ("attackers", attackers, isinstance(attackers, Sequence),
          "some of oblivious and adaptive, such as ('adaptive',)"),
+        ("backwards", backwards,
+         backwards is None or (isinstance(backwards, Sequence) and not isinstance(backwards, str)),
+         "a list of names, such as ('exact', 'identity')"),
         ("ids", ids, ids is None or (isinstance(ids, Sequence) and not isinstance(ids, str)),
          "a list of one name for each image"),
         ("outside", outside, outside is None or isinstance(outside, Mapping),

@@ -69,7 +69,7 @@ def adaptive_backwards(target: nn.Module, chosen: Sequence[str] | None = None) -
 
     Raises:
         SpecError: The target has no such gradient.
-        ConfigError: None is chosen.
+        ConfigError: None is chosen, or one twice.
     """
     if not isinstance(target, Defense):
         return ("exact",)
@@ -79,9 +79,11 @@ def adaptive_backwards(target: nn.Module, chosen: Sequence[str] | None = None) -
     for rule in chosen:
         if rule not in known:
             raise unknown_name(f"gradient of {target.purifier.name}", str(rule), known)
-    if not chosen:
-        raise ConfigError("No gradient is chosen", expected=f"some of {', '.join(known)}")
-    return tuple(dict.fromkeys(chosen))
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ConfigError(
+            f"backwards is {list(chosen)!r}", expected=f"some of {', '.join(known)}, each once"
+        )
+    return tuple(chosen)
 
 
 def adaptive_goals(target: nn.Module) -> tuple[str, ...]:

@@ -28,7 +28,12 @@ from torch import Tensor, nn
 
 from unperturb.attacks import Attack
 from unperturb.audit.arguments import check_arguments
-from unperturb.audit.arsenal import Arsenal, adaptive_backwards, adaptive_goals, arsenal
+from unperturb.audit.arsenal import (
+    Arsenal,
+    adaptive_backwards,
+    adaptive_goals,
+    arsenal,
+)
 from unperturb.audit.benign import BENIGN
 from unperturb.audit.cost import announcement, cost_ratio
 from unperturb.audit.given import read_given
@@ -74,6 +79,7 @@ def audit(
     batch_size: int = 128,
     scoring_draws: int = 10,
     gradient_draws: int = 20,
+    backwards: Sequence[str] | None = None,
     keep_images: str = "worst",
     out: str | Path | None = None,
     shard: tuple[int, int] | None = None,
@@ -83,7 +89,6 @@ def audit(
     name: str | None = None,
     data: dict[str, Any] | None = None,
     probe_images: int | None = None,
-    backwards: Sequence[str] | None = None,
     outside: Mapping[str, str | Path | Tensor] | None = None,
     show: bool = False,
     announce: Callable[[str], None] | None = None,
@@ -111,6 +116,9 @@ def audit(
         scoring_draws: Fresh draws on which a random defense is scored; its worst attack per image
             is selected on as many others.
         gradient_draws: Draws averaged in each gradient of a random defense (EOT).
+        backwards: Gradients that an adaptive attacker takes of the defense, the strongest first,
+            such as ``("exact",)`` where each one costs hours; all that its purifier declares and
+            the bare classifier's by default.
         keep_images: ``worst`` (per image and attacker), ``all`` or ``none``.
         out: Folder of the records. An audit that finds its own records there goes on from them.
             None keeps them in a temporary folder that lives as long as the result.
@@ -123,9 +131,6 @@ def audit(
         probe_images: Images, from the first, on which the strength of one attack is varied: the
             security curve, a huge eps, more steps, more draws. What the suite says by default (a
             list of attacks has none); 0 for none.
-        backwards: Gradients that the adaptive attacker tries on the defense, in the place of those
-            that its purifier declares: fewer where one costs too much. Every figure that rests on
-            them names them.
         outside: Adversarial images made by any other tool, by name: a folder, a file or a tensor
             in the order of the images; see ``unperturb.audit.outside``.
         show: Show a progress bar with the time left.
@@ -154,8 +159,9 @@ def audit(
             f"The threat is {threat!r}", expected="a threat model", fix="Linf(8 / 255) or L2(0.5)"
         )
     check_arguments(
-        attackers=attackers, ids=ids, outside=outside, probe_images=probe_images, shard=shard
-    )
+        attackers=attackers, backwards=backwards, ids=ids, outside=outside,
+        probe_images=probe_images, shard=shard,
+    )  # fmt: skip
     if device is not None:
         check_device(device)
     target = defense if isinstance(defense, Defense) else as_classifier(defense)

@@ -243,10 +243,11 @@ def _random(answers: Answers, settings: Mapping[str, Any]) -> dict[str, Any] | N
     for attack in settings["attacks"]:
         for attacker in settings["attackers"]:
             name = attack["name"]
-            if answers.bounds.get(name) != "own":
-                outcome = answers.worst(grouped(answers, "target", attacker, name))
-                if outcome is not None:
-                    outcomes[f"{name}, {attacker}"] = outcome
+            # What is bounded otherwise is counted as it came back.
+            choose = answers.returned if answers.bounds.get(name) == "own" else answers.worst
+            outcome = choose(grouped(answers, "target", attacker, name))
+            if outcome is not None:
+                outcomes[f"{name}, {attacker}"] = outcome
     return {
         "draws": settings["scoring_draws"],
         "selection_draws": _selection_draws(answers),

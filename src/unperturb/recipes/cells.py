@@ -10,6 +10,7 @@ from unperturb.attacks import make_attack
 from unperturb.audit import AuditResult
 from unperturb.classifiers import Classifier
 from unperturb.data import ImageSet
+from unperturb.recipes.draws import draw_facts, gradient_facts
 from unperturb.recipes.schema import Column, Recipe, Row
 from unperturb.recipes.sources import TIME_BUDGET
 
@@ -39,7 +40,7 @@ def not_run(
     """Cells of columns that are not run, each with the reason."""
     found = []
     for column in columns:
-        attackers = (CLEAN,) if column.attack is None else recipe.attackers
+        attackers = (CLEAN,) if column.attack is None else column.meant(recipe.attackers)
         for attacker in attackers:
             found.append({**_head(row, column, attacker), "status": "not run", "reason": reason})
     return found
@@ -50,7 +51,7 @@ def skipped(recipe: Recipe, row: Row, column: Column) -> list[dict[str, Any]]:
     return [
         {**_head(row, column, attacker), "status": "not run", "reason": reason}
         for attacker, reason in column.skips
-        if attacker in recipe.attackers
+        if attacker in column.meant(recipe.attackers)
     ]
 
 
@@ -70,7 +71,8 @@ def clean_cell(row: Row, column: Column, result: AuditResult, key: str) -> dict[
     summary = result.summary
     plain = summary["baseline"]["clean"] if summary["has_defense"] else None
     head = _head(row, column, CLEAN)
-    return _filled(head, summary["target"]["clean"], plain, result, key)
+    cell = _filled(head, summary["target"]["clean"], plain, result, key)
+    return {**cell, **draw_facts(result, "clean")} if cell["status"] != "not run" else cell
 
 
 def attacked_cell(
@@ -112,6 +114,8 @@ def attacked_cell(
         "as_returned": _returned(returned, "target", attacker),
         "undefended_as_returned": _returned(returned, "baseline", attacker),
         **_details(entries),
+        **draw_facts(result, f"{name}, {attacker}"),
+        **gradient_facts(entries),
     }
 
 

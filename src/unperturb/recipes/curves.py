@@ -34,12 +34,14 @@ def epochs_of(had: Obtained) -> list[dict[str, Any]]:
 def run_curves(
     recipe: Recipe, models: Models, *, each: Callable[[dict[str, Any]], None] = lambda found: None
 ) -> dict[str, Any]:
-    """Train every model of the panels and collect its epochs.
+    """Train every model and every network of the panels and collect their epochs.
 
     Returns:
-        ``models``: facts of each; ``curves``: its epochs, or the reason why there are none.
+        ``models``: facts of each model; ``curves``: epochs, or the reason why there are none, by
+        the model's name, or ``network`` and the network's.
     """
     names = dict.fromkeys(name for panel in recipe.panels for name, _ in panel.lines.values())
+    networks = dict.fromkeys(n for panel in recipe.panels for n, _ in panel.networks.values())
     found: dict[str, Any] = {"models": {}, "curves": {}}
     for name in names:
         try:
@@ -54,7 +56,23 @@ def run_curves(
             status = {"status": "not run", "reason": "the classifier was given without its epochs"}
         found["curves"][name] = {**status, "epochs": epochs}
         each(found)
+    for name in networks:
+        found["curves"][f"network {name}"] = _of_network(models, name)
+        each({**found, "networks": models.networks.facts()})
     return found
+
+
+def _of_network(models: Models, name: str) -> dict[str, Any]:
+    """Epochs of the training of a defense's network."""
+    try:
+        path = models.networks.get(name).folder / "training.json"
+    except NotRunError as reason:
+        return {"status": "not run", "reason": str(reason), "epochs": []}
+    if not path.is_file():
+        words = "the network was given without its epochs"
+        return {"status": "not run", "reason": words, "epochs": []}
+    epochs = json.loads(path.read_text(encoding="utf-8"))["epochs"]
+    return {"status": "done", "reason": "", "epochs": epochs}
 
 
 Line = tuple[str, Sequence[float], Sequence[float]]

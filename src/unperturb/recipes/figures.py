@@ -1,4 +1,4 @@
-"""Figures 6 and 7 kinds: heat maps and maps of features, drawn from a recipe's subjects."""
+"""Pictures of a recipe's subjects: heat maps, maps of features, stages of a restoration."""
 
 from __future__ import annotations
 
@@ -48,9 +48,44 @@ def run_figure(shop: Workshop, folder: Path) -> dict[str, Any]:
     if wanted["draw"] == "embedding":
         found["figures"].append({**_embedding(shop, subjects, images, folder), **facts})
         return found
+    draw = _gradcam if wanted["draw"] == "gradcam" else _panels
     for label, subject in subjects.items():
-        found["figures"].append({**_gradcam(shop, label, subject, images, folder), **facts})
+        found["figures"].append({**draw(shop, label, subject, images, folder), **facts})
     return found
+
+
+def _panels(
+    shop: Workshop, label: str, subject: nn.Module, images: Any, folder: Path
+) -> dict[str, Any]:
+    """Every stage of a defense's own transform."""
+    from unperturb.explain import figure_panels, restoration_panels, save_figure
+    from unperturb.recipes.tables import slug
+
+    wanted = shop.recipe.figure
+    # What has no transform is refused by name there.
+    transform = getattr(getattr(subject, "purifier", None), "transform", None)
+    panels = restoration_panels(
+        subject,
+        images.images(),
+        images.labels,
+        transforms=() if transform is None else [transform.name],
+        all_passes=wanted["all_passes"],
+        attack=wanted["attack"],
+        threat=shop.recipe.threat,
+        ids=images.ids,
+        seed=shop.seed,
+        show=shop.show,
+    )
+    name = f"panels-{slug(label)}.png"
+    save_figure(figure_panels(panels, classes=images.classes), folder / name)
+    return {
+        "draw": "panels",
+        "subject": label,
+        "status": "done",
+        "reason": "",
+        "files": [name],
+        "found": panels.to_dict(),
+    }
 
 
 def _gradcam(

@@ -108,6 +108,9 @@ def _walk(recipe: Recipe) -> list[tuple[str, str]]:
     for _, defense in pairs:
         for name in named_in(recipe, defense, "network"):
             add("network", name)
+    for panel in recipe.panels:
+        for network, _ in panel.networks.values():
+            add("network", network)
     return list(found)
 
 

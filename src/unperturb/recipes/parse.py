@@ -29,15 +29,16 @@ from unperturb.recipes.parse_networks import (
     parse_networks,
     parse_thresholds,
 )
+from unperturb.recipes.parse_pairs import check_pairs, parse_pairs, parse_panel
 from unperturb.recipes.reading import Section
 from unperturb.recipes.schema import (
+    DRAWS,
     FIGURES,
     KINDS,
     OWN,
     Column,
     Measured,
     Model,
-    Panel,
     Paper,
     Recipe,
     Row,
@@ -99,12 +100,17 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
         threat=usual,
         attackers=attackers,
         batch_size=top.whole("batch_size", 125),
+        scoring_draws=top.whole("scoring_draws", DRAWS, least=2),
         columns=columns,
         rows={
             key: _row(key, part, models, defenses, columns)
             for key, part in top.sections("rows", {}).items()
         },
-        panels=tuple(_panel(key, part, models) for key, part in top.sections("panels", {}).items()),
+        pairs=parse_pairs(top),
+        panels=tuple(
+            parse_panel(key, part, models, networks)
+            for key, part in top.sections("panels", {}).items()
+        ),
         sweeps=tuple(
             _sweep(key, part, models, defenses) for key, part in top.sections("sweeps", {}).items()
         ),
@@ -150,6 +156,7 @@ def _check(recipe: Recipe) -> None:
             raise unknown_name(where, dataset.select.model, recipe.models)
     for row in recipe.rows.values():
         _check_row(recipe, row)
+    check_pairs(recipe)
     named = [column.attack for column in recipe.columns.values() if column.attack != OWN]
     for attack in (*named, *(row.attack for row in recipe.rows.values())):
         if attack is not None:
@@ -226,7 +233,8 @@ def _column(name: str, part: Section, n: int) -> Column:
         threat=_maybe_threat(part),
         note=part.text("note", ""),
         skips=_skips(part.section("not_run", {})),
-        backwards=part.texts("backwards", ()),
+        gradients=part.texts("gradients", ()),
+        only=part.choice("only", ATTACKERS, None),
     )
     part.end()
     if not found.attackers(ATTACKERS):
@@ -285,15 +293,6 @@ def _quoted(part: Section, columns: Iterable[str], key: str = "paper") -> dict[s
                 expected="a figure as printed, or a text that says why there is none",
             )
     return dict(quoted)
-
-
-def _panel(name: str, part: Section, models: Mapping[str, Model]) -> Panel:
-    lines = {}
-    for label, line in part.sections("lines").items():
-        lines[label] = (line.choice("model", models), line.text("figure"))
-        line.end()
-    part.end()
-    return Panel(title=name, lines=lines)
 
 
 def _sweep(
@@ -357,6 +356,7 @@ def _figure(
         "images": part.whole("images", 4),
         "attack": part.text("attack", "pgd-20"),
         "perplexity": part.number("perplexity", 30.0),
+        "all_passes": part.flag("all_passes", False),
         "subjects": {},
     }
     for label, subject in part.sections("subjects").items():

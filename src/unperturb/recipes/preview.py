@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from unperturb.attacks import make_attack
+from unperturb.attacks.surface import UNDEFENDED
 from unperturb.audit.arsenal import adaptive_backwards
 from unperturb.classifiers import Classifier, load_classifier, new_classifier
 from unperturb.defense import Defense
-from unperturb.explain.logit_attack import ENCODE_DECODE, NOISE, UNDEFENDED
+from unperturb.explain.logit_attack import ENCODE_DECODE, NOISE
 from unperturb.generative import through_vae
 from unperturb.networks.vae import VAE
 from unperturb.recipes.blanks import blank_defense, goes_through
@@ -27,6 +29,8 @@ __all__ = ["preview"]
 
 # What an attack without gradients calls one; what an answer costs in gradients.
 _FORWARD_PASSES = 3
+# Over which an audit averages each gradient of a random defense.
+_DRAWS = 20
 
 
 def preview(shop: Workshop) -> list[str]:
@@ -173,11 +177,11 @@ def _row(shop: Workshop, row: Row, speeds: dict[str, float]) -> tuple[float, str
         kind = "selected images" if group.selected else "images"
         words.append(f"{len(group.columns)} attacks on {count} {kind}")
         for column in group.columns:
-            attack = make_attack(str(column.attack_of(row)))
+            attack = make_attack(str(column.attack_of(row)), draws=_DRAWS)
             blind = getattr(attack, "access", "gradients") != "gradients"
             each = float(attack.gradients) * (_FORWARD_PASSES if blind else 1)
             for attacker in group.attackers:
-                passes += count * each * _times(blank, attacker)
+                passes += count * each * _times(blank, attacker, attack.draws, group.gradients)
     return passes * _speed(shop, row.model, speeds), ", ".join(words)
 
 
@@ -215,11 +219,16 @@ def _blank(shop: Workshop, row: Row) -> Defense | Classifier:
     return blank_defense(shop.recipe, row.defense, through=through)
 
 
-def _times(subject: Defense | Classifier, attacker: str) -> float:
+def _times(
+    subject: Defense | Classifier, attacker: str, draws: int, gradients: Sequence[str]
+) -> float:
     """Gradients of the undefended network that one gradient of an attacker costs, all rules."""
     if attacker == "oblivious" or not isinstance(subject, Defense):
         return 1.0
     # Each rule runs through the purifier's own gradients; the undefended network's does not.
     steps = float(getattr(subject.purifier, "steps", 1))
-    rules = len(adaptive_backwards(subject)) - 1
-    return rules * (2.0 + steps) + 1.0 + 1.0
+    rules = gradients or adaptive_backwards(subject)
+    bare = 1.0 if UNDEFENDED in rules else 0.0
+    each = (len(rules) - bare) * (2.0 + steps) + bare
+    # A random one is differentiated over all the draws; beside it stands the bare network.
+    return each * (draws if subject.stochastic else 1) + 1.0

@@ -60,9 +60,10 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
             {
                 "name": column.name,
                 "attack": column.attack,
-                **({"backwards": list(column.backwards)} if column.backwards else {}),
                 "n": column.n,
                 **({"selected": True} if column.selected else {}),
+                **({"gradients": list(column.gradients)} if column.gradients else {}),
+                **({"only": column.only} if column.only else {}),
                 "note": column.note,
                 "threat": column.threat.to_dict() if column.threat else None,
             }
@@ -72,7 +73,10 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
         "panels": [
             {
                 "title": panel.title,
-                "lines": [[label, *line] for label, line in panel.lines.items()],
+                "lines": [
+                    *([label, *line] for label, line in panel.lines.items()),
+                    *([label, f"network {n}", key] for label, (n, key) in panel.networks.items()),
+                ],
             }
             for panel in recipe.panels
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from unperturb.recipes.render_draws import panel_lines
 from unperturb.recipes.render_tables import column_notes, leaking, legend
 from unperturb.recipes.words import (
     Record,
@@ -97,7 +98,9 @@ def figures_part(record: Record) -> list[str]:
         lines += _pictures(figure["files"])
         lines += [f"- left out: {words}" for words in figure.get("left_out", ())]
         found = figure["found"]
-        if figure["draw"] == "gradcam":
+        if figure["draw"] == "panels":
+            lines += panel_lines(found)
+        elif figure["draw"] == "gradcam":
             lines += [*header_of(["column", "right answers", "n"])]
             lines += [
                 line_of([part["name"], f"{part['accuracy']:.1%}", str(found["n"])])

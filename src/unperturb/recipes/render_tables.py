@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from unperturb.recipes.render_draws import draw_lines, gradient_lines, pair_lines
 from unperturb.recipes.schema import OWN
 from unperturb.recipes.words import (
     Cell,
@@ -44,6 +45,8 @@ def accuracy_tables(record: Record) -> list[str]:
             threat = row["threat"] or record["threat"]
             lines += [f"Attack: `{row['attack']}`, {threat_text(threat)}.", ""]
         lines += [*_section(record, row), ""]
+        lines += [*draw_lines(record, row["name"]), *gradient_lines(record, row["name"])]
+    lines += pair_lines(record)
     return [*lines, *column_notes(record), *leaking(record)]
 
 
@@ -136,8 +139,11 @@ def column_notes(record: Record) -> list[str]:
             words.append(_selected(record))
         if column["threat"] is not None:
             words.append(f"an image counts as broken within {threat_text(column['threat'])}.")
-        if column.get("backwards"):
-            words.append(f"adaptive by the gradient {' and '.join(column['backwards'])} alone.")
+        if column.get("gradients"):
+            words.append(
+                f"the attacker who knows the defense takes only these gradients through it: "
+                f"{', '.join(column['gradients'])}."
+            )
         if column["note"]:
             words.append(column["note"])
         if words:

@@ -20,6 +20,7 @@ from unperturb.recipes.figures import run_figure
 from unperturb.recipes.fits import Fits
 from unperturb.recipes.library import load_recipe
 from unperturb.recipes.models import Models, find_zoo
+from unperturb.recipes.pairs import run_pairs
 from unperturb.recipes.preview import preview
 from unperturb.recipes.record import RECORD, begin, head, locked, read_record
 from unperturb.recipes.render import render
@@ -151,13 +152,13 @@ def _run(shop: Workshop, folder: Path) -> dict[str, Any]:
     if recipe.kind == "cost":
         keep(run_costs(recipe, seed=shop.seed, device=shop.device, show=shop.show))
     if recipe.kind == "curves":
-        keep(run_curves(recipe, shop.models, each=keep))
+        keep({**run_curves(recipe, shop.models, each=keep), **shop.made()})
         keep({"files": _drawn(draw_curves, record, folder, shop)})
     if recipe.kind == "sweep":
         keep(run_sweeps(recipe, shop.models, each=keep))
         keep({"files": _drawn(draw_sweeps, record, folder, shop)})
     if recipe.kind == "figure":
-        keep(run_figure(shop, folder))
+        keep({**run_figure(shop, folder), **shop.made()})
     if recipe.kind == "explanation":
         keep(run_explanation(shop, folder, each=keep))
     if recipe.kind == "logit-change":
@@ -167,6 +168,8 @@ def _run(shop: Workshop, folder: Path) -> dict[str, Any]:
         found = Cells(models=trained)
         run_rows(shop, found, each=lambda cells: keep(_parts(shop, cells)))
         keep(_parts(shop, found))
+        if recipe.pairs:
+            keep({"pairs": run_pairs(recipe, found, shop.audits)})
     left = _left_out(record)
     keep({"complete": not left, "left_out": left})
     return record

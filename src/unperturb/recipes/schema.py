@@ -13,6 +13,7 @@ from unperturb.recipes.schema_parts import Bank, Changes, Explanation, Fit, Netw
 from unperturb.threat import Threat
 
 __all__ = [
+    "DRAWS",
     "KINDS",
     "OWN",
     "SCALES",
@@ -20,6 +21,7 @@ __all__ = [
     "Dataset",
     "Measured",
     "Model",
+    "Pair",
     "Panel",
     "Paper",
     "Recipe",
@@ -34,7 +36,10 @@ SCALES = ("smoke", "cpu", "gpu", "paper")
 
 KINDS = ("table", "curves", "sweep", "figure", "cost", "explanation", "logit-change")
 
-FIGURES = ("gradcam", "embedding")
+FIGURES = ("gradcam", "embedding", "panels")
+
+DRAWS = 10
+"""On which a random defense is scored where a recipe says nothing else."""
 
 OWN = "own"
 """In place of a column's attack: each row's own one."""
@@ -159,8 +164,9 @@ class Column:
         note: What is to be said of it.
         skips: Attackers that are not run in it, each with the reason, as where one would take
             days.
-        backwards: Gradients that the adaptive attacker takes, in the place of all that a purifier
-            declares; empty for these.
+        gradients: Gradients that an adaptive attacker takes through a defense, as where each one
+            costs hours; all that he has where there are none.
+        only: The one attacker that the column is for, as where another column has the other.
     """
 
     name: str
@@ -170,12 +176,17 @@ class Column:
     threat: Threat | None = None
     note: str = ""
     skips: tuple[tuple[str, str], ...] = ()
-    backwards: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
+    only: str | None = None
+
+    def meant(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Those of the recipe's attackers that the column is for."""
+        return tuple(name for name in known if self.only in (None, name))
 
     def attackers(self, known: Iterable[str]) -> tuple[str, ...]:
         """Those of the recipe's attackers that are run."""
         skipped = dict(self.skips)
-        return tuple(name for name in known if name not in skipped)
+        return tuple(name for name in self.meant(known) if name not in skipped)
 
     def attack_of(self, row: Row) -> str | None:
         """The attack on a row; None for clean images."""
@@ -214,10 +225,27 @@ class Panel:
     Attributes:
         title: Its heading.
         lines: Label of a line to (model, figure of the monitor).
+        networks: The same of networks of defenses.
     """
 
     title: str
     lines: Mapping[str, tuple[str, str]]
+    networks: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two rows that are compared image by image.
+
+    Attributes:
+        name: In words.
+        one: Name of the first row.
+        other: Name of the second.
+    """
+
+    name: str
+    one: str
+    other: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,11 +311,13 @@ class Recipe:
         threat: The threat model.
         attackers: Some of ``oblivious`` and ``adaptive``.
         batch_size: Images in a unit of an audit.
+        scoring_draws: Fresh draws on which a random defense is scored.
         columns: By name.
         rows: By name.
+        pairs: Rows that are compared image by image.
         panels: For curves.
         sweeps: For a sweep.
-        figure: For a figure: ``draw`` (``gradcam``, ``embedding``) and its settings.
+        figure: For a figure: ``draw`` (one of ``FIGURES``) and its settings.
         network: For costs: the network, its images, batch and number of timings.
         measured: For costs: the rows.
         explanation: For an explanation.
@@ -310,6 +340,8 @@ class Recipe:
     batch_size: int
     columns: Mapping[str, Column]
     rows: Mapping[str, Row]
+    scoring_draws: int = DRAWS
+    pairs: tuple[Pair, ...] = ()
     panels: tuple[Panel, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
     figure: Mapping[str, Any] = field(default_factory=dict)

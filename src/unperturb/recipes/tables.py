@@ -31,7 +31,7 @@ from unperturb.recipes.cells import (
 from unperturb.recipes.fits import Fits
 from unperturb.recipes.models import Models
 from unperturb.recipes.needs import named_in
-from unperturb.recipes.schema import Column, Recipe, Row
+from unperturb.recipes.schema import DRAWS, Column, Recipe, Row
 from unperturb.recipes.selection import TestImages
 from unperturb.recipes.sources import TIME_BUDGET, NotRunError, Sources
 from unperturb.recipes.thresholds import Thresholds
@@ -50,7 +50,7 @@ class Group:
         selected: Whether they are the selected ones.
         columns: Those with an attack.
         attackers: Who runs them.
-        backwards: Gradients of the adaptive attacker; empty for all that the purifier declares.
+        gradients: Those that an adaptive attacker takes through a defense; none given: all.
     """
 
     threat: Threat
@@ -58,7 +58,7 @@ class Group:
     columns: tuple[Column, ...]
     attackers: tuple[str, ...]
     selected: bool = False
-    backwards: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,13 +152,11 @@ def groups(recipe: Recipe, row: Row) -> list[Group]:
     for column in recipe.columns.values():
         if column.attack is not None:
             threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
-            key = (
-                threat.norm, threat.eps, column.n, attackers, column.selected, column.backwards
-            )  # fmt: skip
+            key = (threat.norm, threat.eps, column.n, attackers, column.selected, column.gradients)
             found.setdefault(key, []).append(column)
     made = [
-        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected, backwards)
-        for (_, _, n, attackers, selected, backwards), columns in found.items()
+        Group(columns[0].threat or usual, n, tuple(columns), attackers, selected, gradients)
+        for (_, _, n, attackers, selected, gradients), columns in found.items()
     ]
     return sorted(made, key=lambda g: (g.threat != usual, -g.n))
 
@@ -205,7 +203,7 @@ def _row(
         for column, reason in unable.items():
             cells = not_run(recipe, row, [column], reason)
             # What cannot be run at all is not left out.
-            found.cells += [{**cell, "possible": not group.backwards} for cell in cells]
+            found.cells += [{**cell, "possible": not group.gradients} for cell in cells]
         if not able:
             continue
         try:
@@ -241,8 +239,8 @@ def _able(
 ) -> tuple[list[Column], dict[Column, str]]:
     """Columns whose attack can run here, and why the others cannot."""
     able, unable = [], {}
-    if group.backwards and isinstance(subject, Defense) and not _backwards(subject, group):
-        reason = f"{subject.purifier.name} has no gradient {' or '.join(group.backwards)} here"
+    if group.gradients and isinstance(subject, Defense) and not _gradients(subject, group):
+        reason = f"{subject.purifier.name} has no gradient {' or '.join(group.gradients)} here"
         return [], dict.fromkeys(group.columns, reason)
     for column in group.columns:
         attack = make_attack(str(column.attack_of(row)))
@@ -267,9 +265,9 @@ def _audited(
 ) -> tuple[AuditResult, str]:
     """One audit, read where it is finished and gone on with where it is not."""
     recipe, threat = shop.recipe, group.threat
-    backwards = _backwards(subject, group)
     # Two columns may ask for one attack, as a column of each row's own does.
     attacks = list(dict.fromkeys(str(column.attack_of(row)) for column in columns))
+    gradients = _gradients(subject, group)
     facts = {
         "subject": subject.fingerprint(),
         "images": images.fingerprint(),
@@ -278,7 +276,8 @@ def _audited(
         "attackers": list(group.attackers),
         "seed": shop.seed,
         "batch_size": recipe.batch_size,
-        **({} if backwards is None else {"backwards": list(backwards)}),
+        **({} if gradients is None else {"backwards": list(gradients)}),
+        **({"scoring_draws": recipe.scoring_draws} if recipe.scoring_draws != DRAWS else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     # Named after what is audited and not after the row, so that recipes may share it; what one
@@ -300,12 +299,13 @@ def _audited(
         _check_classes(subject, images)
         result = audit(
             subject, images.images(), images.labels, ids=images.ids, threat=threat,
-            attacks=attacks, attackers=group.attackers, seed=shop.seed,
+            attacks=attacks, attackers=group.attackers, backwards=gradients, seed=shop.seed,
+            scoring_draws=recipe.scoring_draws,
             batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
             workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
                   "classes": list(images.classes)},
-            backwards=backwards, show=shop.show, announce=shop.say,
+            show=shop.show, announce=shop.say,
         )  # fmt: skip
     except InputError as error:
         raise InputError(
@@ -317,11 +317,11 @@ def _audited(
     return result, key
 
 
-def _backwards(subject: Defense | Classifier, group: Group) -> tuple[str, ...] | None:
+def _gradients(subject: Defense | Classifier, group: Group) -> tuple[str, ...] | None:
     """Those of the column's gradients that a defense has; None for all that it declares."""
-    if not group.backwards or not isinstance(subject, Defense):
+    if not group.gradients or not isinstance(subject, Defense):
         return None
-    return tuple(rule for rule in group.backwards if rule in (*subject.backwards, UNDEFENDED))
+    return tuple(rule for rule in group.gradients if rule in (*subject.backwards, UNDEFENDED))
 
 
 def _check_classes(subject: Defense | Classifier, images: ImageSet) -> None:

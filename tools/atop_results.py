@@ -1,0 +1,341 @@
+"""Write ``docs/results/atop.md`` and a page for each recipe, from committed records alone.
+
+python tools/atop_results.py [--collect runs/repro]
+
+``--collect`` first takes over what finished runs of ``unperturb reproduce`` left in
+``runs/repro/NAME``: the record, and its pictures with fewer colors.
+
+Records: ``docs/results/records/atop/NAME.json`` is the ``record.json`` that
+``unperturb reproduce atop/NAME`` wrote; ``restoration.json`` is that of ``tools/restoration.py``.
+What has no record says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from results import Record, collect, compact, find, page_of, percent, read
+from unperturb.files import write_text
+from unperturb.recipes import load_recipe
+from unperturb.recipes.draws import KINDS
+from unperturb.recipes.render_draws import difference_text, panel_lines
+from unperturb.recipes.words import header_of, line_of, threat_text
+
+PAPER = "atop"
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "docs/results/records" / PAPER
+PAGES = ROOT / "docs/results" / PAPER
+
+AUTOATTACK = ("table-2", "table-3", "table-4", "table-5", "table-5-cifar100", "table-6")
+TRANSFORMS = ("table-7", "table-8", "table-9")
+FIGURES = ("figure-3", "figure-4", "figures-5-9")
+NAMES = (*AUTOATTACK, *TRANSFORMS, "factors", *FIGURES)
+
+
+def head(name: str) -> list[str]:
+    """Heading of a recipe's section."""
+    recipe = load_recipe(f"{PAPER}/{name}", scale="cpu")
+    return [f"### {recipe.paper.item}. {recipe.title}", ""]
+
+
+def missing(name: str) -> list[str]:
+    """A section without a record."""
+    return [f"not run: no record yet (`unperturb reproduce {PAPER}/{name}`).", ""]
+
+
+def foot(name: str, record: Record) -> list[str]:
+    """Scale, seed and threat model, what is left out, and the whole page."""
+    lines = [f"- left out: {words}" for words in record["left_out"]]
+    lines += [""] if lines else []
+    return [
+        *lines,
+        f"Scale `{record['scale']}`, seed {record['seed']}, {threat_text(record['threat'])} unless "
+        "said otherwise. Draws, gradients, stopping rules, networks and digests: "
+        f"[{name}]({PAPER}/{name}.md).",
+        "",
+    ]
+
+
+def table(name: str) -> list[str]:
+    """What the paper quotes of others, ours beside the paper's own, and draws."""
+    record = read(RECORDS, name)
+    if record is None:
+        return [*head(name), *missing(name)]
+    ours = {**record, "rows": [row for row in record["rows"] if row["model"] is not None]}
+    lines = [*head(name), *quoted(record), *compact(ours, whole=True), ""]
+    return [*lines, *draws(record), *foot(name, record)]
+
+
+def quoted(record: Record) -> list[str]:
+    """Rows that are only quoted."""
+    rows = [row for row in record["rows"] if row["model"] is None]
+    if not rows:
+        return []
+    names = [
+        column["name"]
+        for column in record["columns"]
+        if any(printed(record, row, column["name"]) is not None for row in rows)
+    ]  # fmt: skip
+    lines = ["Quoted from the paper, not run here:", "", *header_of(["", *names])]
+    for row in rows:
+        found = [printed(record, row, name) for name in names]
+        lines.append(line_of([row["name"], *("" if v is None else f"{v}" for v in found)]))
+    return [*lines, "", "Ours beside the paper's own:", ""]
+
+
+def printed(record: Record, row: Record, column: str) -> float | str | None:
+    """The paper's figure, which stands with every attacker."""
+    cells = (find(record, row["name"], column, attacker) for attacker in record["attackers"])
+    return next((cell["paper"] for cell in cells if cell is not None), None)
+
+
+def draws(record: Record) -> list[str]:
+    """Single draw, worst of N and majority of every row, each beside clean."""
+    cells = [
+        cell
+        for cell in record["cells"]
+        if cell.get("draws") and (cell["attacker"] == "none" or "clean" in cell["draws"])
+    ]
+    if not cells:
+        return []
+    count = cells[0]["draws"]["n"]
+    lines = [
+        f"One draw, images that each of {count} draws gets right, and what most of them answer, "
+        "in percent (single / worst / majority); beside it the same of the clean images of that "
+        "audit:",
+        "",
+        *header_of(["", "", "attacker", "under attack", "clean", "n"]),
+    ]
+    for cell in cells:
+        own, clean = cell["draws"], cell["draws"].get("clean")
+        if clean is None:
+            continue
+        lines.append(
+            line_of([
+                cell["row"], cell["column"], cell["attacker"], triple(own), triple(clean),
+                f"{cell['n']:,}",
+            ])
+        )  # fmt: skip
+    return [*lines, ""]
+
+
+def triple(part: Record) -> str:
+    """Three accuracies in percent."""
+    return " / ".join(
+        "" if part[kind] is None else f"{100 * part[kind]['accuracy']:.1f}" for kind in KINDS
+    )
+
+
+def helps() -> list[str]:
+    """Fine-tuned against not fine-tuned, image by image."""
+    lines = [
+        "The paper's claim: for each transform the fine-tuned network leaves more right than the "
+        "same network without fine-tuning, clean and under attack. The same images, attacks, seeds "
+        "and draws; of a random defense an image counts as right where most draws are; exact "
+        "McNemar tests, Newcombe's 95 % interval.",
+        "",
+    ]
+    found = [
+        (name, pair)
+        for name in (*TRANSFORMS, *AUTOATTACK)
+        for pair in (read(RECORDS, name) or {}).get("pairs", ())
+    ]
+    if not found:
+        return [*lines, *missing("table-7")]
+    lines += header_of([
+        "table", "pair", "column", "attacker", "with", "without", "difference", "McNemar p", "n",
+    ])  # fmt: skip
+    for name, pair in found:
+        lines.append(
+            line_of([
+                name, pair["pair"], pair["column"],
+                "" if pair["attacker"] == "none" else pair["attacker"],
+                f"{100 * pair['one']['accuracy']:.1f}", f"{100 * pair['other']['accuracy']:.1f}",
+                difference_text(pair), f"{pair['mcnemar_p']:.2g}", f"{pair['one']['n']:,}",
+            ])
+        )  # fmt: skip
+    return [*lines, "", *verdicts(found), ""]
+
+
+def verdicts(found: Sequence[tuple[str, Record]]) -> list[str]:
+    """For each transform of Tables 7 and 8, whether the claim's direction is seen."""
+    lines = []
+    for name in ("table-7", "table-8", "table-9"):
+        pairs = [pair for table, pair in found if table == name]
+        for transform in dict.fromkeys(pair["pair"] for pair in pairs):
+            counts = {"above": 0, "below": 0, "not told apart": 0}
+            own = [pair for pair in pairs if pair["pair"] == transform]
+            for pair in own:
+                sure = pair["mcnemar_p"] < 0.05
+                word = "above" if pair["difference"] > 0 else "below"
+                counts[word if sure else "not told apart"] += 1
+            told = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
+            lines.append(
+                f"- {name}, {transform}: of {len(own)} comparisons, with fine-tuning is {told} "
+                "(p < 0.05, not corrected for their number)."
+            )
+    return lines
+
+
+def gradients() -> list[str]:
+    """What each gradient that an attacker may take leaves."""
+    lines = [
+        "The paper skips the purifier in the backward pass (*identity*). *Exact* goes through "
+        "mask, noise and network; *undefended* is the gradient of the bare classifier. All are "
+        "means over 20 draws.",
+        "",
+    ]
+    cells = [
+        (name, cell)
+        for name in (*TRANSFORMS, "factors")
+        for cell in (read(RECORDS, name) or {}).get("cells", ())
+        if cell.get("by_gradient")
+    ]
+    if not cells:
+        return [*lines, *missing("table-8")]
+    names = list(dict.fromkeys(key for _, cell in cells for key in cell["by_gradient"]))
+    lines += header_of(["", "attack", *names, "n"])
+    for name, cell in cells:
+        parts = [cell["by_gradient"].get(key) for key in names]
+        lines.append(
+            line_of([
+                f"{cell['row']} ({name})", cell["column"],
+                *("" if part is None else percent(part) for part in parts), f"{cell['n']:,}",
+            ])
+        )  # fmt: skip
+    return [*lines, ""]
+
+
+def restores() -> list[str]:
+    """Errors on dropped pixels, beside filling without learning."""
+    lines = [
+        "Mean absolute error on dropped pixels of test images, in pixel units (0 to 1), on the "
+        "same masks and noise: the network, the mean of what is visible, and straight lines "
+        "between the nearest visible pixels.",
+        "",
+    ]
+    record = read(RECORDS, "restoration")
+    if record is None:
+        return [*lines, "not run: no record yet (`tools/restoration.py`).", ""]
+    lines += header_of(["network", "transform", "network", "mean", "lines", "below both", "n"])
+    for row in record["rows"]:
+        found = row["errors"]
+        both = found["masked_l1"] < min(found["mean_l1"], found["bilinear_l1"])
+        lines.append(
+            line_of([
+                row["name"], row["transform"]["name"],
+                *(f"{found[key]:.4f}" for key in ("masked_l1", "mean_l1", "bilinear_l1")),
+                "yes" if both else "**no**", f"{row['n']:,}",
+            ])
+        )  # fmt: skip
+    return [*lines, ""]
+
+
+def figure(name: str) -> list[str]:
+    """A figure of the paper."""
+    record = read(RECORDS, name)
+    if record is None:
+        return [*head(name), *missing(name)]
+    lines = head(name)
+    for path in sorted(PAGES.glob(f"{name}-*.png")):
+        lines += [f"![{path.stem}]({PAPER}/{path.name})", ""]
+    for part in record.get("figures", ()):
+        lines += [f"**{part.get('subject') or part['draw']}**", ""]
+        if part["status"] == "done":
+            lines += [*panel_lines(part["found"]), ""]
+        else:
+            lines += [f"not run: {part['reason']}", ""]
+    if record.get("cells"):
+        lines += [*compact(record, whole=True), "", *draws(record)]
+    return [*lines, *foot(name, record)]
+
+
+def summary() -> list[str]:
+    """What a user should take away, in figures of the records."""
+    record = read(RECORDS, "table-7")
+    if record is None:
+        return ["not run: no record of Table 7 yet.", ""]
+    lines = []
+    for row in record["rows"]:
+        clean, ignoring, knowing = (
+            find(record, row["name"], *what)
+            for what in (("Standard", "none"), ("PGD-20", "oblivious"),
+                         ("PGD-10 with EOT-20", "adaptive"))
+        )  # fmt: skip
+        if any((cell or {}).get("accuracy") is None for cell in (clean, ignoring, knowing)):
+            lines.append(f"- {row['name']}: not all of it was run.")
+            continue
+        lines.append(
+            f"- {row['name']}: {percent(clean)} % of clean images are right, {percent(ignoring)} % "
+            f"under PGD-20 by an attacker who ignores the defense, {percent(knowing)} % under "
+            "PGD-10 with EOT by one who knows it."
+        )
+    return [*lines, ""]
+
+
+INTRODUCTION = """\
+A random transform destroys a perturbation's structure, a network restores the image, a fixed
+classifier answers (Lin et al., ICLR 2024). The network is pre-trained to restore, and *fine-tuned*
+(AToP) with the loss of the frozen classifier.
+
+*Oblivious*: the attacker runs all his steps on the bare classifier (the protocol of Tables 7 and
+9). *Adaptive*: he attacks transform, network and classifier together, over 20 draws in each
+gradient, and stops at an image that every draw gets wrong. Figures are percent right by the
+majority of 10 fresh draws, with Wilson's 95 % interval, unless a table says otherwise; the worst
+attack of an image is chosen on other draws than it is scored on. Mask and noise are on for every
+image of every batch."""
+
+DIFFERENCES = """\
+- Classifiers: ResNet-20 and WRN-16-2 in the place of ResNet-18, ResNet-50, WRN-28-10 and WRN-70-16;
+  for ImageNette a ResNet-20 at 64x64, trained on 900 images, in the place of ResNet-34 at 256x256.
+- Networks: a GAN and an autoencoder of at most three times ResNet-20's cost, trained natively at
+  32x32. The released notebooks enlarge CIFAR images to 256x256 before they attack them.
+- One GAN, pre-trained on RT2, stands in all rows without fine-tuning.
+- AutoAttack in its version for random defenses with exact gradients over 20 draws, on 64 images;
+  the paper's is its version standard on a random model.
+- Success is decided by votes over fresh draws; single draw, worst of N and majority stand beside
+  each other, and beside the same on clean images.
+- PGD-1000 on 64 images; C&W is its margin loss within the ball, 100 steps.
+- Figure 4 prints no figures, so none stands beside ours; its curves are of held-out images."""
+
+
+def main() -> None:
+    """Write every page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--collect", type=Path, metavar="RUNS")
+    options = parser.parse_args()
+    PAGES.mkdir(parents=True, exist_ok=True)
+    if options.collect is not None:
+        collect(options.collect, PAPER, NAMES, RECORDS, PAGES)
+    for name in NAMES:
+        record = read(RECORDS, name)
+        if record is not None:
+            write_text(PAGES / f"{name}.md", page_of(name, record))
+    parts: list[tuple[str, list[str]]] = [
+        ("In short", summary()),
+        ("Does fine-tuning help?", helps()),
+        ("Does the network restore?", restores()),
+        ("Three transforms", [line for name in TRANSFORMS for line in table(name)]),
+        ("AutoAttack", [line for name in AUTOATTACK for line in table(name)]),
+        ("Which gradient the attacker takes", gradients()),
+        ("One factor at a time", table("factors")),
+        ("Figures", [line for name in FIGURES for line in figure(name)]),
+        ("Differences from the paper", [DIFFERENCES, ""]),
+    ]
+    lines = [
+        "# AToP: the paper's tables, and what an attacker who knows leaves",
+        "",
+        f"Written by `tools/atop_results.py` from the records in `docs/results/records/{PAPER}/`.",
+        "",
+        INTRODUCTION,
+        "",
+    ]
+    for title, found in parts:
+        lines += [f"## {title}", "", *found]
+    write_text(ROOT / f"docs/results/{PAPER}.md", "\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
