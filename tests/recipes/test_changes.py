@@ -128,4 +128,4 @@ rows:
     assert cells["asymmetric", "adaptive"]["reason"].endswith("no gradient identity here")
     assert record["complete"], record["left_out"]
     page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
-    assert "adaptive by the gradient identity alone" in page
+    assert "takes only these gradients through it: identity." in page
