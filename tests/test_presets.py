@@ -172,6 +172,9 @@ def test_a_classifier_from_behind_a_vae_brings_it_along(level: int | None) -> No
         ({}, "neither a VAE nor a denoiser.*unperturb fit vae"),
         ({"vae": True, "denoiser": True, "threshold": 1}, "given with a VAE"),
         ({"denoiser": True, "steps": 3, "threshold": 1}, "given with steps"),
+        ({"purifier": "fgsm-step", "vae": True, "threshold": 1}, "A purifier is given with a VAE"),
+        ({"purifier": "fgsm-step", "denoiser": True, "threshold": 1}, "another purifier"),
+        ({"purifier": "fgsm-stepp", "threshold": 1}, "did you mean 'fgsm-step'"),
         ({"vae": True, "threshold": 1, "decision": "vote"}, "Unknown decision of alu 'vote'"),
         ({"vae": "nowhere", "threshold": 1}, "There is no VAE in 'nowhere'"),
         ({"vae": True, "threshold": "nowhere"}, "There is no folder 'nowhere'"),
@@ -183,6 +186,15 @@ def test_wrong_use_of_alu(conv: Any, options: dict[str, Any], words: str) -> Non
     given = {name: parts[name] if value is True else value for name, value in options.items()}
     with pytest.raises(SpecError, match=words):
         alu(conv(), **given)
+
+
+def test_alu_serves_any_purifier(conv: Any) -> None:
+    named = alu(conv(), purifier="fgsm-step?radius=0.1", threshold=2.0)
+    built = alu(conv(), purifier=FGSMStep(radius=0.1), threshold=2.0)
+    assert named.purifier.fingerprint() == built.purifier.fingerprint()
+    assert (named.decision.name, named.backwards) == ("logit-update", built.backwards)
+    with pytest.raises(ConfigError, match="option radius of the purifier fgsm-step is '-1'"):
+        alu(conv(), purifier="fgsm-step?radius=-1", threshold=2.0)
 
 
 def test_alu_without_a_threshold(conv: Any) -> None:

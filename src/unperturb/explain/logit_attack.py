@@ -26,6 +26,7 @@ def gradients_of(defense: Defense) -> tuple[str, ...]:
     """Gradients by which a defense can be attacked.
 
     Example:
+        >>> from torch import nn
         >>> from unperturb.presets import tpap
         >>> gradients_of(tpap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))))[0]
         'undefended'
