@@ -157,7 +157,10 @@ def test_the_two_conditions_of_a_checkpoint() -> None:
 # --- closed forms on linear models ------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{"loss": n} for n in LOSSES] + [{"targets": 1}], ids=str)
+# All but ``both-up``, which is not there to move the margin, have one optimum on two classes.
+@pytest.mark.parametrize(
+    "settings", [*({"loss": n} for n in LOSSES if n != "both-up"), {"targets": 1}], ids=str
+)
 @pytest.mark.parametrize(("kind", "order"), [(Linf, 1), (L2, 2)])
 def test_optimum_of_a_linear_model(
     linear: Any, pixels: Any, kind: type[Threat], order: int, settings: dict[str, Any]

@@ -104,7 +104,8 @@ ATTACKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+# All but ``both-up``, which is not there to move the margin, have one optimum on two classes.
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "both-up"])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_linf_optimum(linear: Any, pixels: Any, name: str, loss: str) -> None:
     """The margin of a linear two-class model moves by exactly eps * ||w_1 - w_0||_1."""

@@ -200,7 +200,7 @@ def test_a_purifier_with_a_declared_gradient_of_zero(monkeypatch: pytest.MonkeyP
     whole = masked()
     assert "transfer-beats-adaptive" not in flags(whole), "the bare net's gradient breaks it too"
     # An attacker who had but the declared gradient would do worse than one who knows nothing.
-    monkeypatch.setattr("unperturb.audit.run.adaptive_backwards", lambda _: ("exact",))
+    monkeypatch.setattr("unperturb.audit.run.adaptive_backwards", lambda *_: ("exact",))
     found = masked()
     raised = flags(found)
     assert {"transfer-beats-adaptive", "zero-gradients"} <= set(raised)
