@@ -72,6 +72,8 @@ def test_crops_and_answers_in_the_place_of_images_and_labels(
     card = run(*fit, "--target", "answer", "--out", tmp_path / "net", "--json").json["card"]
     assert card["config"]["target"] == "answer"
     assert card["rows"] == {"trained": 108, "held_out": 12}
+    told = run(*fit, "--target", "answer", "--out", tmp_path / "again").out
+    assert "the share of its own clean answers on 12 held-out rows from clean 100.0%" in told
     # Of the clean logits, every answer is there to be recovered.
     assert card["held_out"]["uncorrected"]["clean"] == 1.0
     wrong = run(*fit, "--target", "truth", "--out", tmp_path / "other", code=2)

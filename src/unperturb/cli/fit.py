@@ -175,7 +175,9 @@ def _sentences(corrector: Corrector, out: Path, finished: bool) -> str:
             for name, value in after["adversarial"].items()
         ]
         count = card["rows"]["held_out"]
-        lines.append(f"kept epoch {card['kept_epoch']}; correction takes the accuracy on {count} "
+        answers = card["config"]["target"] == "answer"
+        what = "the share of its own clean answers" if answers else "the accuracy"
+        lines.append(f"kept epoch {card['kept_epoch']}; correction takes {what} on {count} "
                      f"held-out rows from {'; '.join(shown)}")  # fmt: skip
     else:
         lines.append(f"kept epoch {card['kept_epoch']}; no rows were held out to judge it by")
