@@ -93,13 +93,15 @@ def test_no_image_ever_goes_unmasked_or_without_noise(
         return
     passes = 4 if name == "rt3" else 1
     parts = [seen[i : i + passes] for i in range(0, len(seen), passes)]
+    noise = []
     for part, given in zip(parts, images.split(4), strict=True):
         for masked, mask in part:
-            noise = (masked - given)[mask.expand_as(given) > 0].view(-1)
-            assert float(noise.std()) == pytest.approx(0.25, rel=0.15)
             for one, image, kept in zip(masked, given, mask, strict=True):
                 changed = (one - image)[kept.expand_as(image) > 0]
                 assert float(changed.abs().mean()) > 0.1, "an image went without noise"
+                noise.append(changed)
+    # Of all images together: these draws are not seeded, and the 144 values of one image spread.
+    assert float(torch.cat(noise).std()) == pytest.approx(0.25, rel=0.15)
 
 
 def test_a_deployed_defense_draws_afresh(conv: Any, pixels: Any) -> None:
