@@ -25,78 +25,32 @@ The networks of the zoo that these recipes ask for come from
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-from results import Record, collect, compact, find, page_of, percent, read
-from unperturb.files import write_text
-from unperturb.recipes import load_recipe
+from results import Paper, Record, find, percent
 from unperturb.recipes.render_changes import (
     accuracy_table,
     approach_lines,
     failed_table,
     pattern_table,
 )
-from unperturb.recipes.words import header_of, line_of, share_text, threat_text
+from unperturb.recipes.words import header_of, line_of, share_text
 
-PAPER = "alu"
-ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "docs/results/records" / PAPER
-PAGES = ROOT / "docs/results" / PAPER
-
-TABLES = ("table-1", "table-2", "table-2-cifar100", "table-2-tiny-imagenet", "table-3")
+OTHER_DATA = ("table-2-cifar100", "table-2-tiny-imagenet")
+TABLES = ("table-1", "table-2", *OTHER_DATA, "table-3")
 LIMITS = ("limitation", "limitation-full")
 CHANGES = ("figure-2", "figure-3", "figure-4", "figure-6", "figure-7", "appendix-a", "appendix-e",
            "factors", "reject")  # fmt: skip
 NAMES = (*TABLES, *LIMITS, "purifiers", *CHANGES)
-
-
-def head(name: str) -> list[str]:
-    """Heading of a recipe's section."""
-    recipe = load_recipe(f"{PAPER}/{name}", scale="cpu")
-    return [f"{recipe.title} ({recipe.paper.item}).", ""]
-
-
-def foot(name: str, record: Record) -> list[str]:
-    """Scale, seed and threat model, what is left out, and the whole page."""
-    lines = [f"- left out: {words}" for words in record["left_out"]]
-    lines += [""] if lines else []
-    return [
-        *lines,
-        f"Scale `{record['scale']}`, seed {record['seed']}, {threat_text(record['threat'])} unless "
-        f"said otherwise. Stopping rules, classifiers, networks, thresholds and digests: "
-        f"[{name}]({PAPER}/{name}.md).",
-        "",
-    ]
-
-
-def missing(name: str) -> list[str]:
-    """A section without a record."""
-    return [f"not run: no record yet (`unperturb reproduce {PAPER}/{name}`).", ""]
-
-
-def table(name: str) -> list[str]:
-    """A table of accuracies: the paper, ours oblivious, ours adaptive."""
-    record = read(RECORDS, name)
-    if record is None:
-        return [*head(name), *missing(name)]
-    return [*head(name), *compact(record, whole=True), "", *foot(name, record)]
-
-
-def pictures(name: str) -> list[str]:
-    """What a recipe has drawn."""
-    found = sorted(PAGES.glob(f"{name}-*.png"))
-    return [line for path in found for line in (f"![{path.stem}]({PAPER}/{path.name})", "")]
+PAPER = Paper("alu", NAMES, "Stopping rules, classifiers, networks, thresholds and digests")
 
 
 def changes(name: str) -> list[str]:
     """Tables and pictures of logit changes."""
-    record = read(RECORDS, name)
+    record = PAPER.read(name)
     if record is None:
-        return [*head(name), *missing(name)]
-    told, lines = record["changes"], [*head(name), *pictures(name)]
+        return [*PAPER.head(name), *PAPER.missing(name)]
+    told, lines = record["changes"], [*PAPER.head(name), *PAPER.pictures(name)]
     for subject in told["subjects"]:
         if subject["status"] != "done":
             lines += [f"{subject['name']}: not run: {subject['reason']}", ""]
@@ -106,13 +60,13 @@ def changes(name: str) -> list[str]:
     if any(subject["status"] == "done" for subject in told["subjects"]):
         for part in tables:
             lines += [*part(told), ""]
-    return [*lines, *foot(name, record)]
+    return [*lines, *PAPER.foot(name, record)]
 
 
 def controls() -> Iterator[tuple[str, str, Record]]:
     """Recipe, row and the control for label leaking."""
     for name in ("table-1", "table-2"):
-        record = read(RECORDS, name) or {}
+        record = PAPER.read(name) or {}
         most: dict[str, Record] = {}
         for audit in record.get("audits", {}).values():
             if audit["control"] is not None and audit["n"] >= most.get(audit["row"], audit)["n"]:
@@ -132,7 +86,7 @@ def leaking() -> list[str]:
     ]
     found = list(controls())
     if not found:
-        return [*lines, *missing("table-2")]
+        return [*lines, *PAPER.missing("table-2")]
     lines += header_of(["", "clean", "away from the true label", "away from the predicted label",
                         "verdict"])  # fmt: skip
     for name, row, control in found:
@@ -154,14 +108,14 @@ def leaking() -> list[str]:
 
 def detector() -> list[str]:
     """Realized false-positive rate, detection rate and AUROC, from the recipe ``reject``."""
-    record = read(RECORDS, "reject")
+    record = PAPER.read("reject")
     lines = [
         "The threshold is the 99.5 % quantile over clean *training* images, so that 0.5 % of clean "
         "test images should be flagged.",
         "",
     ]
     if record is None:
-        return [*lines, *missing("reject")]
+        return [*lines, *PAPER.missing("reject")]
     lines += header_of(["", "clean test images flagged", "attacked images flagged",
                         "successful attacks flagged", "AUROC", "AUROC, successful"])  # fmt: skip
     for subject in record["changes"]["subjects"]:
@@ -180,7 +134,7 @@ def detector() -> list[str]:
 
 def summary() -> list[str]:
     """What a user should take away, in figures of the records."""
-    record = read(RECORDS, "table-2")
+    record = PAPER.read("table-2")
     if record is None:
         return ["not run: no record of Table 2 yet.", ""]
     lines = []
@@ -201,7 +155,7 @@ def summary() -> list[str]:
 
 
 def _claim() -> list[str]:
-    record = read(RECORDS, "figure-7")
+    record = PAPER.read("figure-7")
     for subject in (record or {}).get("changes", {}).get("subjects", ()):
         if subject["status"] == "done":
             found = subject["found"]["successful"]
@@ -236,26 +190,19 @@ goes for both branches of the decision, and stops at the first success. Figures 
 with Wilson's 95 % interval on the first n test images."""
 
 
-def main() -> None:
-    """Write every page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--collect", type=Path, metavar="RUNS")
-    options = parser.parse_args()
-    PAGES.mkdir(parents=True, exist_ok=True)
-    if options.collect is not None:
-        collect(options.collect, PAPER, NAMES, RECORDS, PAGES)
-    for name in NAMES:
-        record: dict[str, Any] | None = read(RECORDS, name)
-        if record is not None:
-            write_text(PAGES / f"{name}.md", page_of(name, record))
-    parts: list[tuple[str, list[str]]] = [
+def parts() -> list[tuple[str, list[str]]]:
+    """The page, part by part."""
+    return [
         ("In short", summary()),
         ("Why ours differ from the paper's", changes("factors")),
-        ("Table 1. The toy", table("table-1")),
-        ("Table 2. Plug-in and unified", table("table-2")),
-        ("Table 2. Other data", [*table("table-2-cifar100"), *table("table-2-tiny-imagenet")]),
-        ("Table 3. Beside other test-time defenses", table("table-3")),
-        ("Limitation: BPDA", [line for name in LIMITS for line in table(name)]),
+        ("Table 1. The toy", PAPER.table("table-1")),
+        ("Table 2. Plug-in and unified", PAPER.table("table-2")),
+        (
+            "Table 2. Other data",
+            [*PAPER.table("table-2-cifar100"), *PAPER.table("table-2-tiny-imagenet")],
+        ),
+        ("Table 3. Beside other test-time defenses", PAPER.table("table-3")),
+        ("Limitation: BPDA", [line for name in LIMITS for line in PAPER.table(name)]),
         ("Label leaking", leaking()),
         ("The detector", [*detector(), *changes("figure-2")]),
         ("Which logit drops most", changes("figure-7")),
@@ -264,21 +211,15 @@ def main() -> None:
         ("Steps and learning rate", [*changes("figure-3"), *changes("figure-4")]),
         ("Distance to the clean image", changes("appendix-a")),
         ("Single images", changes("figure-6")),
-        ("Other purifiers", table("purifiers")),
+        ("Other purifiers", PAPER.table("purifiers")),
         ("Differences from the paper", [DIFFERENCES, ""]),
     ]
-    lines = [
-        "# ALU: the paper's tables, and what an attacker who knows leaves",
-        "",
-        f"Written by `tools/alu_results.py` from the records in `docs/results/records/{PAPER}/`.",
-        "",
-        INTRODUCTION,
-        "",
-    ]
-    for title, found in parts:
-        lines += [f"## {title}", "", *found]
-    write_text(ROOT / f"docs/results/{PAPER}.md", "\n".join(lines).rstrip() + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    PAPER.write(
+        "ALU: the paper's tables, and what an attacker who knows leaves",
+        "tools/alu_results.py",
+        INTRODUCTION,
+        parts,
+    )

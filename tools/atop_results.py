@@ -12,60 +12,28 @@ What has no record says so.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from results import Record, collect, compact, find, page_of, percent, read
-from unperturb.files import write_text
-from unperturb.recipes import load_recipe
+from results import Paper, Record, compact, find, percent
 from unperturb.recipes.draws import KINDS
 from unperturb.recipes.render_draws import difference_text, panel_lines
-from unperturb.recipes.words import header_of, line_of, threat_text
-
-PAPER = "atop"
-ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "docs/results/records" / PAPER
-PAGES = ROOT / "docs/results" / PAPER
+from unperturb.recipes.words import header_of, line_of
 
 AUTOATTACK = ("table-2", "table-3", "table-4", "table-5", "table-5-cifar100", "table-6")
 TRANSFORMS = ("table-7", "table-8", "table-9")
 FIGURES = ("figure-3", "figure-4", "figures-5-9")
 NAMES = (*AUTOATTACK, *TRANSFORMS, "factors", *FIGURES)
-
-
-def head(name: str) -> list[str]:
-    """Heading of a recipe's section."""
-    recipe = load_recipe(f"{PAPER}/{name}", scale="cpu")
-    return [f"### {recipe.paper.item}. {recipe.title}", ""]
-
-
-def missing(name: str) -> list[str]:
-    """A section without a record."""
-    return [f"not run: no record yet (`unperturb reproduce {PAPER}/{name}`).", ""]
-
-
-def foot(name: str, record: Record) -> list[str]:
-    """Scale, seed and threat model, what is left out, and the whole page."""
-    lines = [f"- left out: {words}" for words in record["left_out"]]
-    lines += [""] if lines else []
-    return [
-        *lines,
-        f"Scale `{record['scale']}`, seed {record['seed']}, {threat_text(record['threat'])} unless "
-        "said otherwise. Draws, gradients, stopping rules, networks and digests: "
-        f"[{name}]({PAPER}/{name}.md).",
-        "",
-    ]
+PAPER = Paper("atop", NAMES, "Draws, gradients, stopping rules, networks and digests")
 
 
 def table(name: str) -> list[str]:
     """What the paper quotes of others, ours beside the paper's own, and draws."""
-    record = read(RECORDS, name)
+    record = PAPER.read(name)
     if record is None:
-        return [*head(name), *missing(name)]
+        return [*PAPER.heading(name), *PAPER.missing(name)]
     ours = {**record, "rows": [row for row in record["rows"] if row["model"] is not None]}
-    lines = [*head(name), *quoted(record), *compact(ours, whole=True), ""]
-    return [*lines, *draws(record), *foot(name, record)]
+    lines = [*PAPER.heading(name), *quoted(record), *compact(ours, whole=True), ""]
+    return [*lines, *draws(record), *PAPER.foot(name, record)]
 
 
 def quoted(record: Record) -> list[str]:
@@ -140,10 +108,10 @@ def helps() -> list[str]:
     found = [
         (name, pair)
         for name in (*TRANSFORMS, *AUTOATTACK)
-        for pair in (read(RECORDS, name) or {}).get("pairs", ())
+        for pair in (PAPER.read(name) or {}).get("pairs", ())
     ]
     if not found:
-        return [*lines, *missing("table-7")]
+        return [*lines, *PAPER.missing("table-7")]
     lines += header_of([
         "table", "pair", "column", "attacker", "with", "without", "difference", "McNemar p", "n",
     ])  # fmt: skip
@@ -190,11 +158,11 @@ def gradients() -> list[str]:
     cells = [
         (name, cell)
         for name in (*TRANSFORMS, "factors")
-        for cell in (read(RECORDS, name) or {}).get("cells", ())
+        for cell in (PAPER.read(name) or {}).get("cells", ())
         if cell.get("by_gradient")
     ]
     if not cells:
-        return [*lines, *missing("table-8")]
+        return [*lines, *PAPER.missing("table-8")]
     names = list(dict.fromkeys(key for _, cell in cells for key in cell["by_gradient"]))
     lines += header_of(["", "attack", *names, "n"])
     for name, cell in cells:
@@ -216,7 +184,7 @@ def restores() -> list[str]:
         "between the nearest visible pixels.",
         "",
     ]
-    record = read(RECORDS, "restoration")
+    record = PAPER.read("restoration")
     if record is None:
         return [*lines, "not run: no record yet (`tools/restoration.py`).", ""]
     lines += header_of(["network", "transform", "network", "mean", "lines", "below both", "n"])
@@ -235,12 +203,10 @@ def restores() -> list[str]:
 
 def figure(name: str) -> list[str]:
     """A figure of the paper."""
-    record = read(RECORDS, name)
+    record = PAPER.read(name)
     if record is None:
-        return [*head(name), *missing(name)]
-    lines = head(name)
-    for path in sorted(PAGES.glob(f"{name}-*.png")):
-        lines += [f"![{path.stem}]({PAPER}/{path.name})", ""]
+        return [*PAPER.heading(name), *PAPER.missing(name)]
+    lines = [*PAPER.heading(name), *PAPER.pictures(name)]
     for part in record.get("figures", ()):
         lines += [f"**{part.get('subject') or part['draw']}**", ""]
         if part["status"] == "done":
@@ -249,12 +215,12 @@ def figure(name: str) -> list[str]:
             lines += [f"not run: {part['reason']}", ""]
     if record.get("cells"):
         lines += [*compact(record, whole=True), "", *draws(record)]
-    return [*lines, *foot(name, record)]
+    return [*lines, *PAPER.foot(name, record)]
 
 
 def summary() -> list[str]:
     """What a user should take away, in figures of the records."""
-    record = read(RECORDS, "table-7")
+    record = PAPER.read("table-7")
     if record is None:
         return ["not run: no record of Table 7 yet.", ""]
     lines = []
@@ -301,19 +267,9 @@ DIFFERENCES = """\
 - Figure 4 prints no figures, so none stands beside ours; its curves are of held-out images."""
 
 
-def main() -> None:
-    """Write every page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--collect", type=Path, metavar="RUNS")
-    options = parser.parse_args()
-    PAGES.mkdir(parents=True, exist_ok=True)
-    if options.collect is not None:
-        collect(options.collect, PAPER, NAMES, RECORDS, PAGES)
-    for name in NAMES:
-        record = read(RECORDS, name)
-        if record is not None:
-            write_text(PAGES / f"{name}.md", page_of(name, record))
-    parts: list[tuple[str, list[str]]] = [
+def parts() -> list[tuple[str, list[str]]]:
+    """The page, part by part."""
+    return [
         ("In short", summary()),
         ("Does fine-tuning help?", helps()),
         ("Does the network restore?", restores()),
@@ -324,18 +280,12 @@ def main() -> None:
         ("Figures", [line for name in FIGURES for line in figure(name)]),
         ("Differences from the paper", [DIFFERENCES, ""]),
     ]
-    lines = [
-        "# AToP: the paper's tables, and what an attacker who knows leaves",
-        "",
-        f"Written by `tools/atop_results.py` from the records in `docs/results/records/{PAPER}/`.",
-        "",
-        INTRODUCTION,
-        "",
-    ]
-    for title, found in parts:
-        lines += [f"## {title}", "", *found]
-    write_text(ROOT / f"docs/results/{PAPER}.md", "\n".join(lines).rstrip() + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    PAPER.write(
+        "AToP: the paper's tables, and what an attacker who knows leaves",
+        "tools/atop_results.py",
+        INTRODUCTION,
+        parts,
+    )

@@ -11,14 +11,9 @@ Records: ``docs/results/records/logit-correction/NAME.json`` is the ``record.jso
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-from results import Record, collect, compact, find, page_of, percent, read
-from unperturb.files import write_text
-from unperturb.recipes import load_recipe
+from results import Paper, Record, compact, find, percent
 from unperturb.recipes.render_explanations import (
     accuracy_lines,
     causal_lines,
@@ -28,67 +23,22 @@ from unperturb.recipes.render_explanations import (
     supporting_lines,
     transfer_lines,
 )
-from unperturb.recipes.words import header_of, line_of, threat_text
-
-PAPER = "logit-correction"
-ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "docs/results/records" / PAPER
-PAGES = ROOT / "docs/results" / PAPER
+from unperturb.recipes.words import header_of, line_of
 
 MANY = ("table-1-cifar100", "table-1-tiny-imagenet")
 EXPLAINED = ("explanation-cifar10", "explanation-cifar100", "explanation-tiny-imagenet")
 FIGURES = ("figure-1", "figure-2-3", "figure-4")
 NAMES = ("table-1", "table-2", "table-3", "ablations", "networks", "strengths", *MANY, "imagenet",
          *FIGURES, *EXPLAINED)  # fmt: skip
-
-
-def head(name: str) -> list[str]:
-    """Heading of a recipe's section."""
-    recipe = load_recipe(f"{PAPER}/{name}", scale="cpu")
-    return [f"{recipe.title} ({recipe.paper.item}).", ""]
-
-
-def foot(name: str, record: Record) -> list[str]:
-    """Scale, seed and threat model, what is left out, warnings of banks, and the whole page."""
-    lines = [f"- left out: {words}" for words in record["left_out"]]
-    for bank, facts in sorted(record.get("banks", {}).items()):
-        lines += [f"- the bank {bank}: {words}" for words in facts["weak"]]
-    lines += [""] if lines else []
-    return [
-        *lines,
-        f"Scale `{record['scale']}`, seed {record['seed']}, {threat_text(record['threat'])} unless "
-        f"said otherwise. Stopping rules, classifiers, banks, correctors and digests: "
-        f"[{name}]({PAPER}/{name}.md).",
-        "",
-    ]
-
-
-def missing(name: str) -> list[str]:
-    """A section without a record."""
-    return [f"not run: no record yet (`unperturb reproduce {PAPER}/{name}`).", ""]
-
-
-def table(name: str) -> list[str]:
-    """A table of accuracies: the paper, ours oblivious, ours adaptive."""
-    record = read(RECORDS, name)
-    if record is None:
-        return [*head(name), *missing(name)]
-    return [*head(name), *compact(record, whole=True), "", *foot(name, record)]
-
-
-def pictures(name: str) -> list[str]:
-    """What a recipe has drawn."""
-    found = sorted(PAGES.glob(f"{name}-*.png"))
-    # A recipe's name may begin like another's.
-    longer = [other for other in NAMES if other != name and other.startswith(f"{name}-")]
-    own = [path for path in found if not path.name.startswith(tuple(f"{n}-" for n in longer))]
-    return [line for path in own for line in (f"![{path.stem}]({PAPER}/{path.name})", "")]
+PAPER = Paper(
+    "logit-correction", NAMES, "Stopping rules, classifiers, banks, correctors and digests"
+)
 
 
 def controls() -> Iterator[tuple[str, str, Record]]:
     """Recipe, row and the control for label leaking, on images that are not selected."""
     for name in ("table-1", *MANY):
-        record = read(RECORDS, name) or {}
+        record = PAPER.read(name) or {}
         for _, audit in sorted(record.get("audits", {}).items()):
             if audit["control"] is not None and not audit.get("selected"):
                 yield name, audit["row"], audit["control"]
@@ -104,7 +54,7 @@ def rate(part: Record | None) -> str:
 
 def ablated() -> list[str]:
     """The rows of the ablations beside the paper's network."""
-    record = read(RECORDS, "ablations")
+    record = PAPER.read("ablations")
     if record is None:
         return []
     names = [row["name"] for row in record["rows"]]
@@ -142,7 +92,7 @@ def leaking() -> list[str]:
     ]
     found = list(controls())
     if not found:
-        return [*lines, *missing("table-1")]
+        return [*lines, *PAPER.missing("table-1")]
     lines += header_of([
         "", "", "clean", "away from the true label", "away from the predicted label",
         "wrong when clean, true label: right", "wrong when clean, predicted label: right",
@@ -193,7 +143,7 @@ def knowing() -> list[str]:
     rows = [
         (name, record, row["name"])
         for name in ("table-1", "table-2", "ablations", *MANY, "imagenet")
-        if (record := read(RECORDS, name)) is not None
+        if (record := PAPER.read(name)) is not None
         for row in record["rows"]
     ]
     cells = [
@@ -205,10 +155,10 @@ def knowing() -> list[str]:
         and cell.get("accuracy") is not None
     ]
     if not cells:
-        return [*lines, *missing("table-1")]
+        return [*lines, *PAPER.missing("table-1")]
     lines += header_of(["", "attack", "n", "oblivious", "adaptive", "bare network, adaptive"])
     for name, row, column, cell in cells:
-        record = read(RECORDS, name) or {}
+        record = PAPER.read(name) or {}
         ignoring = find(record, row, column, "oblivious")
         lines.append(
             line_of([
@@ -246,17 +196,16 @@ def _strongest(cells: Sequence[tuple[str, str, str, Record]]) -> list[str]:
 
 def explained(name: str) -> list[str]:
     """Numbers of an explanation."""
-    record = read(RECORDS, name)
-    title = load_recipe(f"{PAPER}/{name}", scale="cpu").title
-    lines = [f"### {title}", ""]
+    record = PAPER.read(name)
+    lines = [f"### {PAPER.recipe(name).title}", ""]
     if record is None:
-        return [*lines, *missing(name)]
+        return [*lines, *PAPER.missing(name)]
     told = record["explanation"]
     done = [subject for subject in told["subjects"] if "supporting" in subject]
     for subject in told["subjects"]:
         if subject["status"] != "done":
             lines += [f"{subject['name']}: not run: {subject['reason']}", ""]
-    lines += pictures(name)
+    lines += PAPER.pictures(name)
     if done:
         parts = (accuracy_lines, supporting_lines, causal_lines, instance_lines)
         for part in parts:
@@ -266,7 +215,7 @@ def explained(name: str) -> list[str]:
         lines += [*overlap_lines(told), "", *transfer_lines(told), "", *tracks(told)]
     if told["mean_logits"]:
         lines += ["", *mean_logit_lines(told)]
-    return [*lines, "", *foot(name, record)]
+    return [*lines, "", *PAPER.foot(name, record)]
 
 
 def collapses(done: Sequence[Record]) -> list[str]:
@@ -315,10 +264,10 @@ def tracks(told: Record) -> list[str]:
 
 def held_out() -> list[str]:
     """A thousand classes: corrected against uncorrected on logits of held-out images."""
-    record = read(RECORDS, "imagenet")
+    record = PAPER.read("imagenet")
     if record is None:
-        return [*head("imagenet"), *missing("imagenet")]
-    lines = head("imagenet")
+        return [*PAPER.head("imagenet"), *PAPER.missing("imagenet")]
+    lines = PAPER.head("imagenet")
     for subject in record["explanation"]["subjects"]:
         if "attacked" not in subject:
             continue
@@ -337,7 +286,7 @@ def held_out() -> list[str]:
 
 def summary() -> list[str]:
     """What a user should take away, in figures of the records."""
-    record = read(RECORDS, "table-1")
+    record = PAPER.read("table-1")
     if record is None:
         return ["not run: no record of Table 1 yet.", ""]
     lines = []
@@ -394,59 +343,42 @@ the first test images that ResNet-20 (with 100 and 200 classes the network itsel
 same for every row, *full* the first n of all."""
 
 
-def main() -> None:
-    """Write every page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--collect", type=Path, metavar="RUNS")
-    options = parser.parse_args()
-    PAGES.mkdir(parents=True, exist_ok=True)
-    if options.collect is not None:
-        collect(options.collect, PAPER, NAMES, RECORDS, PAGES)
-    for name in NAMES:
-        record = read(RECORDS, name)
-        if record is not None:
-            write_text(PAGES / f"{name}.md", page_of(name, record))
-    parts: list[tuple[str, list[str]]] = [
+def figure(name: str) -> list[str]:
+    """A figure of the paper."""
+    record = PAPER.read(name)
+    lines = PAPER.heading(name)
+    if record is None:
+        return [*lines, *PAPER.missing(name)]
+    lines += PAPER.pictures(name)
+    if record["explanation"]["mean_logits"] and name == "figure-1":
+        lines += [*mean_logit_lines(record["explanation"]), ""]
+    return [*lines, *PAPER.foot(name, record)]
+
+
+def parts() -> list[tuple[str, list[str]]]:
+    """The page, part by part."""
+    return [
         ("In short", summary()),
-        ("Table 1. Three networks under PGD", table("table-1")),
+        ("Table 1. Three networks under PGD", PAPER.table("table-1")),
         ("Label leaking", leaking()),
-        ("Table 2. Four attacks", table("table-2")),
-        ("Table 3. From one attack to another", table("table-3")),
-        ("Ablations", [*table("ablations"), *ablated()]),
-        ("From one network to another", table("networks")),
-        ("Other strengths", table("strengths")),
-        ("Many classes", [line for name in MANY for line in table(name)]),
+        ("Table 2. Four attacks", PAPER.table("table-2")),
+        ("Table 3. From one attack to another", PAPER.table("table-3")),
+        ("Ablations", [*PAPER.table("ablations"), *ablated()]),
+        ("From one network to another", PAPER.table("networks")),
+        ("Other strengths", PAPER.table("strengths")),
+        ("Many classes", [line for name in MANY for line in PAPER.table(name)]),
         ("A thousand classes", held_out()),
         ("Figures", [line for name in FIGURES for line in figure(name)]),
         ("Explanation", [line for name in EXPLAINED for line in explained(name)]),
         ("An attacker who knows the corrector", knowing()),
         ("Differences from the paper", [DIFFERENCES, ""]),
     ]
-    lines = [
-        "# Logit correction: the paper's tables, and what an attacker who knows leaves",
-        "",
-        f"Written by `tools/logit_results.py` from the records in `docs/results/records/{PAPER}/`.",
-        "",
-        INTRODUCTION,
-        "",
-    ]
-    for title, found in parts:
-        lines += [f"## {title}", "", *found]
-    write_text(ROOT / f"docs/results/{PAPER}.md", "\n".join(lines).rstrip() + "\n")
-
-
-def figure(name: str) -> list[str]:
-    """A figure of the paper."""
-    record: dict[str, Any] | None = read(RECORDS, name)
-    recipe = load_recipe(f"{PAPER}/{name}", scale="cpu")
-    lines = [f"### {recipe.paper.item}. {recipe.title}", ""]
-    if record is None:
-        return [*lines, *missing(name)]
-    lines += pictures(name)
-    if record["explanation"]["mean_logits"] and name == "figure-1":
-        lines += [*mean_logit_lines(record["explanation"]), ""]
-    return [*lines, *foot(name, record)]
 
 
 if __name__ == "__main__":
-    main()
+    PAPER.write(
+        "Logit correction: the paper's tables, and what an attacker who knows leaves",
+        "tools/logit_results.py",
+        INTRODUCTION,
+        parts,
+    )

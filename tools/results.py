@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from unperturb.recipes import render
+from unperturb.files import write_text
+from unperturb.recipes import Recipe, load_recipe, render
+from unperturb.recipes.words import threat_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs/results"
 
 Record = dict[str, Any]
 
@@ -145,3 +152,120 @@ def collect(runs: Path, paper: str, names: Sequence[str], records: Path, pages: 
         shutil.copy(path, records / f"{name}.json")
         for picture in path.parent.glob("*.png"):
             shrink(picture, pages / f"{name}-{picture.name}")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The records of a paper's recipes, and its page of results.
+
+    Args:
+        name: The paper's folder of recipes, for example ``"alu"``.
+        recipes: Names of the recipes.
+        further: What the page of a recipe has besides, as words at the foot of its section.
+    """
+
+    name: str
+    recipes: tuple[str, ...]
+    further: str
+
+    @property
+    def records(self) -> Path:
+        """The folder of the committed records."""
+        return RESULTS / "records" / self.name
+
+    @property
+    def pages(self) -> Path:
+        """The folder of the recipes' pages and pictures."""
+        return RESULTS / self.name
+
+    def read(self, name: str) -> Record | None:
+        """The committed record of a recipe, or None."""
+        return read(self.records, name)
+
+    def recipe(self, name: str) -> Recipe:
+        """A recipe, at the scale that is committed."""
+        return load_recipe(f"{self.name}/{name}", scale="cpu")
+
+    def head(self, name: str) -> list[str]:
+        """What a recipe is of, as the first line of its section."""
+        recipe = self.recipe(name)
+        return [f"{recipe.title} ({recipe.paper.item}).", ""]
+
+    def heading(self, name: str) -> list[str]:
+        """The same as a heading of its own."""
+        recipe = self.recipe(name)
+        return [f"### {recipe.paper.item}. {recipe.title}", ""]
+
+    def missing(self, name: str) -> list[str]:
+        """A section without a record."""
+        return [f"not run: no record yet (`unperturb reproduce {self.name}/{name}`).", ""]
+
+    def foot(self, name: str, record: Record) -> list[str]:
+        """What is left out, warnings of banks, scale, seed and threat model, and the whole page."""
+        lines = [f"- left out: {words}" for words in record["left_out"]]
+        for bank, facts in sorted(record.get("banks", {}).items()):
+            lines += [f"- the bank {bank}: {words}" for words in facts["weak"]]
+        lines += [""] if lines else []
+        return [
+            *lines,
+            f"Scale `{record['scale']}`, seed {record['seed']}, {threat_text(record['threat'])} "
+            f"unless said otherwise. {self.further}: [{name}]({self.name}/{name}.md).",
+            "",
+        ]
+
+    def table(self, name: str) -> list[str]:
+        """A table of accuracies: the paper, ours oblivious, ours adaptive."""
+        record = self.read(name)
+        if record is None:
+            return [*self.head(name), *self.missing(name)]
+        return [*self.head(name), *compact(record, whole=True), "", *self.foot(name, record)]
+
+    def pictures(self, name: str) -> list[str]:
+        """What a recipe has drawn."""
+        # A recipe's name may begin like another's.
+        longer = tuple(f"{other}-" for other in self.recipes if other.startswith(f"{name}-"))
+        found = [
+            path
+            for path in sorted(self.pages.glob(f"{name}-*.png"))
+            if not (longer and path.name.startswith(longer))
+        ]
+        return [line for path in found for line in (f"![{path.stem}]({self.name}/{path.name})", "")]
+
+    def write(
+        self,
+        title: str,
+        tool: str,
+        introduction: str,
+        parts: Callable[[], Sequence[tuple[str, Sequence[str]]]],
+    ) -> None:
+        """Write every page: that of each recipe, and the paper's, part by part.
+
+        Reads the command line: ``--collect RUNS`` takes over what finished runs left there first.
+
+        Args:
+            title: The page's heading.
+            tool: The command's path, for the page to name.
+            introduction: What stands above the parts.
+            parts: Heading and lines of each part, asked for when all records are taken over.
+        """
+        parser = argparse.ArgumentParser(description=f"Write the results of {self.name}.")
+        parser.add_argument("--collect", type=Path, metavar="RUNS")
+        options = parser.parse_args()
+        self.pages.mkdir(parents=True, exist_ok=True)
+        if options.collect is not None:
+            collect(options.collect, self.name, self.recipes, self.records, self.pages)
+        for name in self.recipes:
+            record = self.read(name)
+            if record is not None:
+                write_text(self.pages / f"{name}.md", page_of(name, record))
+        lines = [
+            f"# {title}",
+            "",
+            f"Written by `{tool}` from the records in `docs/results/records/{self.name}/`.",
+            "",
+            introduction,
+            "",
+        ]
+        for heading, found in parts():
+            lines += [f"## {heading}", "", *found]
+        write_text(RESULTS / f"{self.name}.md", "\n".join(lines).rstrip() + "\n")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from unperturb.errors import ConfigError, unknown_name
 from unperturb.plugins import with_plugins
+from unperturb.saved_networks import digest_of
 
 __all__ = ["Stage", "build_stage", "registered"]
 
@@ -38,12 +36,7 @@ class Stage(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 over name, settings and weights."""
-        digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
-        for key, value in sorted(self.state_dict().items()):
-            plain = value.detach().cpu().contiguous()
-            digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}\n".encode())
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.describe(), self.state_dict())
 
 
 def registered(group: str, own: Mapping[str, type[Stage]]) -> dict[str, type[Stage]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from unperturb.audit.answers import Answers, Outcome
 from unperturb.audit.attack_figures import grouped
 from unperturb.audit.result import AuditResult
-from unperturb.audit.statistics import accuracy, mcnemar, paired_interval
+from unperturb.audit.statistics import paired_comparison
 from unperturb.errors import InputError
 
 __all__ = ["compare_pair", "outcome_of"]
@@ -77,14 +75,4 @@ def compare_pair(
     both = first.done & second.done
     if not both.any():
         return None
-    a, b = first.right[both], second.right[both]
-    test = mcnemar(a, b)
-    return {
-        "one": accuracy(a),
-        "other": accuracy(b),
-        "difference": float(np.mean(a) - np.mean(b)),
-        "interval": list(paired_interval(a, b)),
-        "only_one": test.only_first,
-        "only_other": test.only_second,
-        "mcnemar_p": test.p,
-    }
+    return paired_comparison(first.right[both], second.right[both], ("one", "other"))

@@ -18,6 +18,7 @@ __all__ = [
     "compare",
     "mcnemar",
     "mean",
+    "paired_comparison",
     "paired_interval",
     "rate",
     "wilson",
@@ -172,6 +173,38 @@ def paired_interval(
 
     difference = p1 - p2
     return difference - reach(p1 - l1, u2 - p2), difference + reach(u1 - p1, p2 - l2)
+
+
+def paired_comparison(a: Bools, b: Bools, names: tuple[str, str]) -> dict[str, Any]:
+    """Two accuracies on the same images, and their difference.
+
+    Args:
+        a: Which images the one gets right.
+        b: Which images the other gets right.
+        names: What the two are called.
+
+    Returns:
+        Under the ``names`` the accuracies with Wilson's 95 % intervals; ``difference`` of the
+        first less the second, with Newcombe's 95 % ``interval``; under ``only_NAME`` the images
+        that one of them alone gets right; ``mcnemar_p`` of the exact McNemar test.
+
+    Example:
+        >>> found = paired_comparison(
+        ...     np.array([True] * 9 + [False]), np.array([False] * 10), ("with", "without")
+        ... )
+        >>> found["difference"], found["only_with"], found["mcnemar_p"]
+        (0.9, 9, 0.00390625)
+    """
+    test = mcnemar(a, b)
+    return {
+        names[0]: accuracy(a),
+        names[1]: accuracy(b),
+        "difference": float(np.mean(a) - np.mean(b)),
+        "interval": list(paired_interval(a, b)),
+        f"only_{names[0]}": test.only_first,
+        f"only_{names[1]}": test.only_second,
+        "mcnemar_p": test.p,
+    }
 
 
 def compare(what: str, target: Bools, baseline: Bools) -> dict[str, Any]:

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unperturb.cli.options import (
+    Wrap,
     check_fit,
     check_output,
     data_options,
     echo_json,
     run_options,
     setup,
+    stack,
     threat_of,
 )
 from unperturb.cli.train import fractions, training_data
+from unperturb.cli.training_options import training_options
 from unperturb.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
@@ -25,8 +28,6 @@ if TYPE_CHECKING:
     from unperturb.restoration import Plan, RestorationConfig
 
 __all__ = ["COMMANDS", "atop", "gan", "mae"]
-
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _SHARED = (
     "patch", "rate", "sigma", "passes", "epochs", "batch_size", "lr", "schedule", "augment",
@@ -36,7 +37,7 @@ _SHARED = (
 
 def _transform_options(default: str | None) -> Wrap:
     told = "that of --start" if default is None else default
-    return _stack(
+    return stack(
         click.option("--transform", default=default,
                      help=f"Random transform: rt1, rt2 or rt3.  [default: {told}]"),
         click.option("--patch", type=int, help="Side of a patch in pixels.  "
@@ -50,44 +51,25 @@ def _transform_options(default: str | None) -> Wrap:
 
 
 def _training_options(*, epochs: int, schedule: str, milestones: str) -> Wrap:
-    return _stack(
-        click.option("--epochs", type=int, default=epochs, show_default=True,
-                     help="Passes over the training images."),
-        click.option("--batch-size", type=int, default=32, show_default=True,
-                     help="Images in a step."),
-        click.option("--lr", type=float, default=1e-3, show_default=True,
-                     help="Peak learning rate of Adam."),
+    return stack(
+        training_options(
+            epochs=epochs, batch_size=32, lr=1e-3, rate="Peak learning rate of Adam.",
+            milestones=milestones, falls="multistep divides the rate by 10",
+        ),
         click.option("--schedule", default=schedule, show_default=True,
                      help="multistep or one-cycle."),
-        click.option("--milestones", default=milestones, show_default=True,
-                     help="Fractions of the epochs where multistep divides the rate by 10."),
         click.option("--augment", default="flip", show_default=True,
                      help="flip, crop-flip or none."),
-        click.option("--precision", default="float32", show_default=True,
-                     help="float32 or bfloat16."),
-        click.option("--holdout", type=int, default=1000, show_default=True,
-                     help="Images at the end of the split that are never trained on."),
         click.option("--monitor-images", type=int, default=256, show_default=True,
                      help="Held-out images that are restored after each epoch."),
         click.option("--samples", type=int, default=8, show_default=True,
                      help="Images on the panel that is drawn after each epoch; 0: none."),
         click.option("--set", "more", multiple=True, metavar="NAME=VALUE",
                      help="Any other setting, such as betas=0.5,0.9; may be repeated."),
-        click.option("--stop-after", type=click.IntRange(min=1),
-                     help="Stop after so many epochs, to go on later."),
     )  # fmt: skip
 
 
-def _stack(*options: Wrap) -> Wrap:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_ADVERSARIAL = _stack(
+_ADVERSARIAL = stack(
     click.option("--form", default="wasserstein", show_default=True,
                  help="Loss of the discriminator: wasserstein (the paper's) or hinge."),
     click.option("--adversarial-weight", type=float, default=0.01, show_default=True,

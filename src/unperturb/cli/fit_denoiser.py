@@ -8,8 +8,15 @@ from typing import Any
 import click
 
 from unperturb.cli.fit_vae import tell
-from unperturb.cli.options import check_fit, data_options, run_options, setup, threat_of
+from unperturb.cli.options import (
+    check_fit,
+    data_options,
+    run_options,
+    setup,
+    threat_of,
+)
 from unperturb.cli.train import check_folder, fractions, training_data
+from unperturb.cli.training_options import training_options
 
 __all__ = ["denoiser"]
 
@@ -52,29 +59,11 @@ _SETTINGS = (
     show_default=True,
     help="Its step, as a fraction of eps.",
 )
-@click.option(
-    "--epochs", type=int, default=100, show_default=True, help="Passes over the training images."
-)
-@click.option("--batch-size", type=int, default=128, show_default=True, help="Images in a step.")
-@click.option("--lr", type=float, default=0.1, show_default=True, help="First rate of SGD.")
-@click.option(
-    "--milestones",
-    default="0.5,0.75",
-    show_default=True,
-    help="Fractions of the epochs where the rate falls to a tenth.",
-)
 @click.option("--augment", default="crop-flip", show_default=True, help="crop-flip, flip or none.")
-@click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16.")
-@click.option(
-    "--holdout",
-    type=int,
-    default=1000,
-    show_default=True,
-    help="Images at the end of the split that are never trained on, and measured.",
-)
-@click.option(
-    "--stop-after", type=click.IntRange(min=1), help="Stop after so many epochs, to go on later."
-)
+@training_options(
+    epochs=100, batch_size=128, lr=0.1, rate="First rate of SGD.",
+    milestones="0.5,0.75", falls="the rate falls to a tenth",
+)  # fmt: skip
 @run_options(out="runs/denoiser", out_help="Folder of the denoiser and its record.")
 def denoiser(**options: Any) -> int:
     """Train a denoising U-Net on the adversarial noise of a network (Liao et al. 2018).

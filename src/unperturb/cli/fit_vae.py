@@ -9,6 +9,7 @@ import click
 
 from unperturb.cli.options import data_options, echo_json, run_options, setup
 from unperturb.cli.train import check_folder, fractions, training_data
+from unperturb.cli.training_options import training_options
 
 __all__ = ["tell", "vae"]
 
@@ -41,29 +42,11 @@ _SETTINGS = ("beta", "epochs", "batch_size", "lr", "augment", "precision", "hold
     show_default=True,
     help="Weight of the divergence against squared errors, both sums over an image.",
 )
-@click.option(
-    "--epochs", type=int, default=120, show_default=True, help="Passes over the training images."
-)
-@click.option("--batch-size", type=int, default=128, show_default=True, help="Images in a step.")
-@click.option("--lr", type=float, default=0.001, show_default=True, help="First rate of Adam.")
-@click.option(
-    "--milestones",
-    default="2/3,5/6",
-    show_default=True,
-    help="Fractions of the epochs where the rate falls to a fifth.",
-)
 @click.option("--augment", default="flip", show_default=True, help="crop-flip, flip or none.")
-@click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16.")
-@click.option(
-    "--holdout",
-    type=int,
-    default=1000,
-    show_default=True,
-    help="Images at the end of the split that are never trained on, and measured.",
-)
-@click.option(
-    "--stop-after", type=click.IntRange(min=1), help="Stop after so many epochs, to go on later."
-)
+@training_options(
+    epochs=120, batch_size=128, lr=0.001, rate="First rate of Adam.",
+    milestones="2/3,5/6", falls="the rate falls to a fifth",
+)  # fmt: skip
 @run_options(out="runs/vae", out_help="Folder of the VAE and its record.")
 def vae(**options: Any) -> int:
     """Train a VAE on clean images, with the paper's schedule; labels are not read.

@@ -33,6 +33,7 @@ __all__ = [
     "read_data",
     "run_options",
     "setup",
+    "stack",
     "tell_skipped",
     "threat_of",
     "threat_options",
@@ -41,7 +42,7 @@ __all__ = [
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _stack(*options: Wrap) -> Wrap:
+def stack(*options: Wrap) -> Wrap:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
             command = option(command)
@@ -52,7 +53,7 @@ def _stack(*options: Wrap) -> Wrap:
 
 def data_options(*, default_split: str = "test") -> Wrap:
     """``--data`` and all that says how it is read."""
-    return _stack(
+    return stack(
         click.option(
             "--data",
             required=True,
@@ -82,7 +83,7 @@ def data_options(*, default_split: str = "test") -> Wrap:
 
 def classifier_options() -> Wrap:
     """``--classifier`` and ``--defense``."""
-    return _stack(
+    return stack(
         click.option(
             "--classifier",
             help="ARCH@WEIGHTS.safetensors, a saved folder, hf:ID, timm:NAME, torchvision:NAME "
@@ -104,7 +105,7 @@ def classifier_options() -> Wrap:
 
 def threat_options() -> Wrap:
     """``--norm`` and ``--eps``."""
-    return _stack(
+    return stack(
         click.option(
             "--norm", default="linf", show_default=True, help="Norm of the perturbation: linf, l2."
         ),
@@ -118,7 +119,7 @@ def threat_options() -> Wrap:
 
 def run_options(*, out: str | None = None, out_help: str = "Folder of the results.") -> Wrap:
     """``--seed --device --threads --out --json --quiet``."""
-    return _stack(
+    return stack(
         click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run."),
         click.option("--device", help="cpu, cuda, cuda:1 ...  [default: cuda if there, else cpu]"),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a process."),

@@ -8,17 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from unperturb.checkpoints import CHECKPOINT, Epoch, read_state, under
 from unperturb.correction.step import TrainingStep
 from unperturb.errors import RecordError
 from unperturb.files import write_tensors
 from unperturb.networks.corrector import CorrectionNetwork
 
 __all__ = ["CHECKPOINT", "Epoch", "FitCheckpoint"]
-
-CHECKPOINT = "checkpoint.safetensors"
-
-Epoch = dict[str, Any]
-"""What is recorded of one epoch: number, loss, seconds, and figures on the held-out rows."""
 
 
 class FitCheckpoint:
@@ -68,19 +64,8 @@ class FitCheckpoint:
         """
         if self.path is None or not self.path.exists():
             return
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="pt") as stored:
-                meta = json.loads((stored.metadata() or {})["fit"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-            theirs = meta["identity"]
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise RecordError(
-                f"{self.path} is damaged: {error}",
-                expected="the checkpoint that a fit wrote",
-                fix="choose another --out, or delete that checkpoint and begin anew",
-            ) from error
+        meta, tensors = read_state(self.path, key="fit", words="fit")
+        theirs = meta.get("identity", {})
         if theirs != self.identity:
             raise RecordError(
                 f"{self.path} belongs to another fit ({_difference(theirs, self.identity)})",
@@ -91,8 +76,8 @@ class FitCheckpoint:
         self.loss, self.seconds = meta["loss"], meta["seconds"]
         self.best_epoch = meta["best_epoch"]
         self.best_score = float("-inf") if meta["best_score"] is None else meta["best_score"]
-        self.step.load(_under(tensors, "step."))
-        self._best = _under(tensors, "best.")
+        self.step.load(under(tensors, "step."))
+        self._best = under(tensors, "best.")
         if self.keep == "best" and self.best_epoch and not self._best:
             self._best = self._snapshot()
 
@@ -137,10 +122,6 @@ class FitCheckpoint:
     def _snapshot(self) -> dict[str, Tensor]:
         self.step.export(self.network)
         return {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

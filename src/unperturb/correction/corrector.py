@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unperturb.errors import ConfigError, InputError, OutputError, SpecError, WeightsError
+from unperturb.errors import ConfigError, InputError, WeightsError
 from unperturb.files import write_json, write_tensors
 from unperturb.networks.corrector import CorrectionNetwork
+from unperturb.saved_networks import CONFIG, WEIGHTS, Form, digest_of
 
-__all__ = ["FORMAT", "Corrected", "Corrector", "check_logits", "is_corrector", "load_corrector"]
+__all__ = ["FORM", "Corrected", "Corrector", "check_logits", "is_corrector", "load_corrector"]
 
-FORMAT = "unperturb-corrector"
-SCHEMA_VERSION = 1
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+FORM = Form("unperturb-corrector", "corrector", "unperturb fit logit-correction")
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,8 @@ class Corrector:
 
     def fingerprint(self) -> str:
         """SHA-256 over the network's settings and weights, and the classifier it is for."""
-        digest = hashlib.sha256(
-            json.dumps([self.network.config(), self.classifier], sort_keys=True).encode()
-        )
-        for name, value in sorted(self.network.state_dict().items()):
-            plain = value.detach().cpu().contiguous()
-            digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        facts = [self.network.config(), self.classifier]
+        return digest_of(facts, self.network.state_dict())
 
     @torch.no_grad()
     def correct(self, logits: Tensor, *, batch_size: int = 1024) -> Corrected:
@@ -134,20 +125,12 @@ class Corrector:
             OutputError: The folder cannot be written, or holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder} is a file", expected="a folder", fix="choose another one")
-        if (folder / _CONFIG).exists() and not is_corrector(folder):
-            raise OutputError(
-                f"{folder} holds a {_CONFIG} of something else",
-                expected="a new folder, or one that holds a corrector",
-                fix="choose another folder",
-            )
-        write_tensors(folder / _WEIGHTS, self.network.state_dict(), {"format": "pt"})
+        FORM.check_free(folder)
+        write_tensors(folder / WEIGHTS, self.network.state_dict(), {"format": "pt"})
         write_json(
-            folder / _CONFIG,
+            folder / CONFIG,
             {
-                "format": FORMAT,
-                "schema_version": SCHEMA_VERSION,
+                **FORM.head(),
                 "network": self.network.config(),
                 "classifier": self.classifier,
                 "arch": self.arch,
@@ -235,11 +218,7 @@ of that classifier.
 
 def is_corrector(folder: str | Path) -> bool:
     """Whether a folder holds a saved corrector."""
-    try:
-        config = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("format") == FORMAT
+    return FORM.is_in(folder)
 
 
 def load_corrector(folder: str | Path, *, device: str = "cpu") -> Corrector:
@@ -250,43 +229,18 @@ def load_corrector(folder: str | Path, *, device: str = "cpu") -> Corrector:
         ConfigError: It is of another version, or damaged.
         WeightsError: The weights are missing, damaged, or not those the configuration names.
     """
-    from unperturb.classifiers.weights import fit_state, nearest_sibling, read_weights
+    from unperturb.classifiers.weights import fit_state, read_weights
 
     folder = Path(folder)
-    path = folder / _CONFIG
-    if not path.is_file():
-        raise SpecError(
-            f"There is no corrector in {str(folder)!r}",
-            expected=f"a folder with {_CONFIG} and {_WEIGHTS}",
-            fix=nearest_sibling(folder) if not folder.is_dir() else "check the folder",
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = config.get("format"), config.get("schema_version")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", expected="a JSON object") from error
-    if kind != FORMAT:
-        raise SpecError(
-            f"{path} has format {kind!r}",
-            expected=f"{FORMAT!r}, a saved corrector",
-            fix="unperturb fit logit-correction makes one",
-        )
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path} has schema version {version!r}",
-            expected=f"schema version {SCHEMA_VERSION}",
-            fix="read it with the version of unperturb that wrote it",
-        )
+    config = FORM.read(folder)
     try:
         network = CorrectionNetwork(**config["network"])
         facts = {key: config[key] for key in ("classifier", "arch", "classes", "card")}
         named = str(config["fingerprint"])
     except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is damaged: {error}", expected=f"{_CONFIG} of a saved corrector"
-        ) from error
-    state, _ = read_weights(folder / _WEIGHTS)
-    fit_state(network, state, source=repr(str(folder / _WEIGHTS)), network="logit correction")
+        raise FORM.damaged(folder, error) from error
+    state, _ = read_weights(folder / WEIGHTS)
+    fit_state(network, state, source=repr(str(folder / WEIGHTS)), network="logit correction")
     corrector = Corrector(
         network,
         classifier=str(facts["classifier"]),
@@ -294,12 +248,7 @@ def load_corrector(folder: str | Path, *, device: str = "cpu") -> Corrector:
         classes=_names(facts["classes"]),
         card=dict(facts["card"]),
     )
-    if corrector.fingerprint() != named:
-        raise WeightsError(
-            f"The corrector in {str(folder)!r} has the fingerprint {corrector.fingerprint()[:12]}",
-            expected=f"{named[:12]}, as {_CONFIG} says",
-            fix="the folder was changed or saved only in part: fit or fetch it again",
-        )
+    FORM.check_fingerprint(folder, corrector.fingerprint(), named)
     corrector.network.to(device)
     return corrector
 

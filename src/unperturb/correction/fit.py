@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -22,7 +21,7 @@ from unperturb.correction.step import TrainingStep, make_step
 from unperturb.correction.stream import LogitStream, choose_attacks, split_rows, targets_of
 from unperturb.correction.tied import TiedStep, measure_residuals
 from unperturb.errors import ConfigError, OutputError, RecordError
-from unperturb.files import short_paths, write_json
+from unperturb.files import check_writable, short_paths, write_json
 from unperturb.networks.corrector import CorrectionNetwork
 from unperturb.progress import progress
 
@@ -91,7 +90,7 @@ def fit_correction(
         raise ConfigError(f"stop_after is {stop_after}", expected="at least 1")
     if folder is not None:
         check_folder(folder)
-        _check_writable(folder)
+        check_writable(folder)
     attacks = choose_attacks(bank, config.attacks)
     check_labels(bank.labels, count=len(bank), num_classes=bank.num_classes)
     for words in bank.weak:
@@ -301,20 +300,6 @@ def check_folder(folder: Path) -> None:
             expected="a new or empty folder, or one with an unfinished fit of the same settings",
             fix="choose another --out",
         )
-
-
-def _check_writable(folder: Path) -> None:
-    """Find out before the first epoch and not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write into {folder}: {error.strerror or error}",
-            expected="a folder that can be written to",
-            fix="choose another --out",
-        ) from error
 
 
 def _summary(record: Epoch) -> str:

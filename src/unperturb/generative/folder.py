@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from unperturb.classifiers.weights import fit_state, nearest_sibling, read_weights
-from unperturb.errors import ConfigError, OutputError, SpecError, WeightsError
+from unperturb.classifiers.weights import fit_state, read_weights
 from unperturb.files import write_json, write_tensors
 from unperturb.networks.unet import DenoisingUNet
 from unperturb.networks.vae import VAE
+from unperturb.saved_networks import CONFIG, WEIGHTS, Form, digest_of
 
 __all__ = [
     "fingerprint",
@@ -25,11 +24,9 @@ __all__ = [
     "save_generative",
 ]
 
-SCHEMA_VERSION = 1
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-_FORMATS: dict[type[nn.Module], tuple[str, str, str]] = {
-    VAE: ("unperturb-vae", "VAE", "unperturb fit vae"),
-    DenoisingUNet: ("unperturb-denoiser", "denoiser", "unperturb fit denoiser"),
+FORMS: dict[type[nn.Module], Form] = {
+    VAE: Form("unperturb-vae", "VAE", "unperturb fit vae"),
+    DenoisingUNet: Form("unperturb-denoiser", "denoiser", "unperturb fit denoiser"),
 }
 
 Network = TypeVar("Network", VAE, DenoisingUNet)
@@ -42,14 +39,13 @@ def fingerprint(network: VAE | DenoisingUNet) -> str:
         >>> fingerprint(VAE(width=4)) == fingerprint(VAE(width=4)) != fingerprint(VAE(width=5))
         True
     """
-    digest = hashlib.sha256(json.dumps(network.config(), sort_keys=True).encode())
-    for name, value in sorted(network.state_dict().items()):
-        # Batch counters, which no eval pass reads, do not count.
-        if not name.endswith("num_batches_tracked"):
-            plain = value.detach().cpu().contiguous()
-            digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    # Batch counters, which no eval pass reads, do not count.
+    state = {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    return digest_of(network.config(), state)
 
 
 def save_generative(
@@ -66,21 +62,13 @@ def save_generative(
         OutputError: The folder cannot be written, or holds something else.
     """
     folder = Path(folder)
-    form, words, _ = _FORMATS[type(network)]
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file", expected="a folder", fix="choose another one")
-    if (folder / _CONFIG).exists() and _format(folder) != form:
-        raise OutputError(
-            f"{folder} holds a {_CONFIG} of something else",
-            expected=f"a new folder, or one that holds a {words}",
-            fix="choose another folder",
-        )
-    write_tensors(folder / _WEIGHTS, network.state_dict(), {"format": "pt"})
+    form = FORMS[type(network)]
+    form.check_free(folder)
+    write_tensors(folder / WEIGHTS, network.state_dict(), {"format": "pt"})
     write_json(
-        folder / _CONFIG,
+        folder / CONFIG,
         {
-            "format": form,
-            "schema_version": SCHEMA_VERSION,
+            **form.head(),
             "network": network.config(),
             "fingerprint": fingerprint(network),
             "card": dict(card or {}),
@@ -108,62 +96,24 @@ def load_denoiser(folder: str | Path, *, device: str = "cpu") -> DenoisingUNet:
 def read_card(folder: str | Path) -> dict[str, Any]:
     """The facts that a network was saved with; empty where there are none."""
     try:
-        config = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
         return dict(config["card"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _format(folder: Path) -> str | None:
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config.get("format") if isinstance(config, dict) else None
-
-
 def _load(kind: type[Network], folder: Path, device: str) -> Network:
-    form, words, maker = _FORMATS[kind]
-    path = folder / _CONFIG
-    if not path.is_file():
-        raise SpecError(
-            f"There is no {words} in {str(folder)!r}",
-            expected=f"a folder with {_CONFIG} and {_WEIGHTS}",
-            fix=nearest_sibling(folder) if not folder.is_dir() else f"{maker} makes one",
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        found, version = config.get("format"), config.get("schema_version")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", expected="a JSON object") from error
-    if found != form:
-        raise SpecError(
-            f"{path} has format {found!r}",
-            expected=f"{form!r}, a saved {words}",
-            fix=f"{maker} makes one",
-        )
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path} has schema version {version!r}",
-            expected=f"schema version {SCHEMA_VERSION}",
-            fix="read it with the version of unperturb that wrote it",
-        )
-    state, _ = read_weights(folder / _WEIGHTS)
+    form = FORMS[kind]
+    config = form.read(folder)
+    state, _ = read_weights(folder / WEIGHTS)
     # Weights made under inference_mode could never take part in a backward pass.
     with torch.inference_mode(False):
         try:
             network = kind(**config["network"])
             named = str(config["fingerprint"])
         except (KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} is damaged: {error}", expected=f"{_CONFIG} of a saved {words}"
-            ) from error
-        fit_state(network, state, source=repr(str(folder / _WEIGHTS)), network=words)
+            raise form.damaged(folder, error) from error
+        fit_state(network, state, source=repr(str(folder / WEIGHTS)), network=form.words)
         network.eval().requires_grad_(False)
-    if fingerprint(network) != named:
-        raise WeightsError(
-            f"The {words} in {str(folder)!r} has the fingerprint {fingerprint(network)[:12]}",
-            expected=f"{named[:12]}, as {_CONFIG} says",
-            fix="the folder was changed or saved only in part: fit or fetch it again",
-        )
+    form.check_fingerprint(folder, fingerprint(network), named)
     return network.to(device)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unperturb.audit.statistics import Bools, accuracy, mcnemar, paired_interval, rate
+from unperturb.audit.statistics import Bools, accuracy, paired_comparison, rate
 from unperturb.correction import Corrector
 from unperturb.data import ImageSet
 from unperturb.errors import ConfigError, MissingExtraError
@@ -178,16 +178,7 @@ def paired(corrector: Corrector, logits: Tensor, labels: Tensor) -> dict[str, An
         McNemar test's p.
     """
     after, before = _right(corrector, logits, labels)
-    test = mcnemar(after, before)
-    return {
-        "uncorrected": accuracy(before),
-        "corrected": accuracy(after),
-        "difference": float(after.mean() - before.mean()),
-        "interval": list(paired_interval(after, before)),
-        "only_corrected": test.only_first,
-        "only_uncorrected": test.only_second,
-        "mcnemar_p": test.p,
-    }
+    return paired_comparison(after, before, ("corrected", "uncorrected"))
 
 
 def _right(corrector: Corrector, logits: Tensor, labels: Tensor) -> tuple[Bools, Bools]:

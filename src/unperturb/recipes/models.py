@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -11,10 +10,11 @@ from typing import Any
 
 from unperturb.classifiers import Classifier, load_classifier, new_classifier
 from unperturb.data import ImageSet
-from unperturb.errors import ConfigError, RecordError, unknown_name
+from unperturb.errors import ConfigError, unknown_name
 from unperturb.files import short_paths
 from unperturb.generative import fingerprint, through_vae, vae_of
 from unperturb.networks.vae import VAE
+from unperturb.recipes.finished import changed_settings, refuse, settings_of
 from unperturb.recipes.networks import Networks
 from unperturb.recipes.reading import typed
 from unperturb.recipes.schema import Model, Recipe, Stage
@@ -295,30 +295,11 @@ def _check_same(
     Raises:
         RecordError: It is another run.
     """
-    try:
-        card = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        theirs = TrainConfig.from_dict(card["config"])
-        images = card["data"]["fingerprint"]
-        began = (card.get("start") or {}).get("fingerprint")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(
-            f"{folder / RECORD} is damaged: {error}",
-            expected="the record of a finished training run",
-            fix="delete that folder and run the same command again",
-        ) from error
-    changed = [
-        f"{field.name}: {getattr(theirs, field.name)} there, {getattr(config, field.name)} here"
-        for field in fields(TrainConfig)
-        if getattr(theirs, field.name) != getattr(config, field.name)
-    ]
+    card, theirs, images = settings_of(folder / RECORD, TrainConfig.from_dict)
+    began = (card.get("start") or {}).get("fingerprint")
+    changed = changed_settings(theirs, config)
     if images != data.fingerprint():
         changed.append("other images")
     if start is not None and began != start.fingerprint():
         changed.append("other start weights")
-    changed += more
-    if changed:
-        raise RecordError(
-            f"{folder} holds another training run ({'; '.join(changed[:5])})",
-            expected="the run that this recipe describes",
-            fix="choose another --models-dir, or delete that folder",
-        )
+    refuse(folder, [*changed, *more])

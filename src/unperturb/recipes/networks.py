@@ -9,11 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unperturb.errors import ConfigError, RecordError, SpecError, unknown_name
+from unperturb.errors import ConfigError, SpecError, unknown_name
 from unperturb.files import short_paths
 from unperturb.generative import DenoiserConfig, VAEConfig, load_denoiser, load_vae
 from unperturb.networks.unet import DenoisingUNet
 from unperturb.networks.vae import VAE
+from unperturb.recipes.finished import changed_settings, refuse, settings_of
 from unperturb.recipes.reading import typed
 from unperturb.recipes.schema_parts import Network
 from unperturb.recipes.sources import TIME_BUDGET, NotRunError
@@ -243,24 +244,11 @@ class Networks:
         Raises:
             RecordError: It is another run.
         """
-        try:
-            card = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            theirs = type(config).from_dict(card["config"])
-            images = card["data"]["fingerprint"]
-            classifier = (card.get("classifier") or {}).get("fingerprint")
-            began = (card.get("start") or {}).get("card")
-            shape = card.get("network", {})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecordError(
-                f"{folder / RECORD} is damaged: {error}",
-                expected="the record of a finished training run",
-                fix="delete that folder and run the same command again",
-            ) from error
-        changed = [
-            f"{field.name}: {getattr(theirs, field.name)} there, {getattr(config, field.name)} here"
-            for field in fields(config)
-            if getattr(theirs, field.name) != getattr(config, field.name)
-        ]
+        card, theirs, images = settings_of(folder / RECORD, type(config).from_dict)
+        classifier = (card.get("classifier") or {}).get("fingerprint")
+        began = (card.get("start") or {}).get("card")
+        shape = card.get("network", {})
+        changed = changed_settings(theirs, config)
         if images != data.fingerprint():
             changed.append("other images")
         if network.kind in ("vae", "denoiser") and shape != _json(
@@ -271,12 +259,7 @@ class Networks:
             changed.append("another classifier")
         if network.start is not None and began != _card(self.get(network.start).folder):
             changed.append("another start")
-        if changed:
-            raise RecordError(
-                f"{folder} holds another training run ({'; '.join(changed[:5])})",
-                expected="the run that this recipe describes",
-                fix="choose another --models-dir, or delete that folder",
-            )
+        refuse(folder, changed)
 
 
 def _json(value: Any) -> Any:

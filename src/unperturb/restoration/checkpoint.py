@@ -5,20 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unperturb.errors import RecordError
+from unperturb.checkpoints import CHECKPOINT, Epoch, check_run, read_state, under
 from unperturb.files import write_tensors
 
 __all__ = ["CHECKPOINT", "Checkpoint", "Epoch"]
-
-CHECKPOINT = "checkpoint.safetensors"
-
-Epoch = dict[str, Any]
-"""What is recorded of one epoch: number, losses, rate, seconds, held-out figures."""
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -60,31 +54,17 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return False
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="pt") as stored:
-                meta = json.loads((stored.metadata() or {})["run"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise RecordError(
-                f"{self.path} is damaged: {error}",
-                expected="the checkpoint that a training run wrote",
-                fix="choose another --out, or delete that checkpoint and begin anew",
-            ) from error
-        if meta["fingerprint"] != self.fingerprint:
-            raise RecordError(
-                f"{self.path} belongs to another training run "
-                f"({meta['fingerprint'][:12]}, this one is {self.fingerprint[:12]})",
-                expected="the same settings, images and start weights",
-                fix="choose another --out, or delete that checkpoint",
-            )
+        meta, tensors = read_state(self.path)
+        check_run(
+            self.path, meta["fingerprint"], self.fingerprint,
+            "the same settings, images and start weights",
+        )  # fmt: skip
         self.epochs, self.step = meta["epochs"], meta["step"]
         self.sums, self.seconds = meta["sums"], meta["seconds"]
         for name, module in self.modules.items():
-            module.load_state_dict(_under(tensors, f"{name}."))
+            module.load_state_dict(under(tensors, f"{name}."))
         for name, parameter, index in self._parameters():
-            kept = _under(tensors, f"adam.{name}.{index}.")
+            kept = under(tensors, f"adam.{name}.{index}.")
             if kept:
                 state = {key: _like(kept[key], parameter) for key in _MOMENTS}
                 self.optimizers[name].state[parameter] = state
@@ -122,10 +102,6 @@ class Checkpoint:
             "seconds": self.seconds,
         }
         write_tensors(self.path, tensors, {"run": json.dumps(meta)})
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _like(stored: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +9,18 @@ from typing import Any
 
 from torch import nn
 
-from unperturb.errors import ConfigError, OutputError, SpecError, UnperturbError, WeightsError
+from unperturb.errors import ConfigError, UnperturbError, WeightsError
 from unperturb.files import write_json, write_tensors
 from unperturb.networks.inpainting_gan import PatchDiscriminator
 from unperturb.networks.restorers import build_restorer, seeded
 from unperturb.purifiers.transforms import RandomTransform
+from unperturb.saved_networks import CONFIG, WEIGHTS, Form
 
-__all__ = ["FORMAT", "RestorationNet", "is_restoration", "load_restoration", "save_restoration"]
+__all__ = ["FORM", "RestorationNet", "is_restoration", "load_restoration", "save_restoration"]
 
-FORMAT = "unperturb-restoration"
-SCHEMA_VERSION = 1
+FORM = Form("unperturb-restoration", "restoration network", "unperturb fit gan, mae or atop")
 PIXEL_RANGE = [0.0, 1.0]
-_CONFIG, _WEIGHTS, _OTHER = "config.json", "model.safetensors", "discriminator.safetensors"
+_OTHER = "discriminator.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +46,7 @@ class RestorationNet:
 
 def is_restoration(folder: str | Path) -> bool:
     """Whether a folder holds a saved restoration network."""
-    try:
-        config = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("format") == FORMAT
+    return FORM.is_in(folder)
 
 
 def save_restoration(found: RestorationNet, folder: str | Path) -> Path:
@@ -65,30 +60,24 @@ def save_restoration(found: RestorationNet, folder: str | Path) -> Path:
     from unperturb.classifiers.weights import file_sha256
 
     folder = Path(folder)
-    if (folder / _CONFIG).exists() and not is_restoration(folder):
-        raise OutputError(
-            f"{folder} holds a {_CONFIG} of something else",
-            expected="a new folder, or one that holds a restoration network",
-            fix="choose another folder",
-        )
-    write_tensors(folder / _WEIGHTS, found.network.state_dict(), {"format": "pt"})
+    FORM.check_free(folder)
+    write_tensors(folder / WEIGHTS, found.network.state_dict(), {"format": "pt"})
     other = None
     if found.discriminator is not None:
         write_tensors(folder / _OTHER, found.discriminator.state_dict(), {"format": "pt"})
         sha = file_sha256(folder / _OTHER)
         other = {"options": found.discriminator.config(), "weights_sha256": sha}
     write_json(
-        folder / _CONFIG,
+        folder / CONFIG,
         {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
+            **FORM.head(),
             "network": found.name,
             "options": found.network.config(),  # type: ignore[operator]
             "image_shape": list(found.image_shape),
             "pixel_range": PIXEL_RANGE,
             "transform": found.transform.to_dict(),
             "discriminator": other,
-            "weights_sha256": file_sha256(folder / _WEIGHTS),
+            "weights_sha256": file_sha256(folder / WEIGHTS),
             "card": dict(found.card),
         },
     )
@@ -104,7 +93,7 @@ def load_restoration(folder: str | Path) -> RestorationNet:
         WeightsError: Weights are missing, damaged, or not those the configuration names.
     """
     folder = Path(folder)
-    config = _read(folder)
+    config = FORM.read(folder)
     try:
         name, options = str(config["network"]), dict(config["options"])
         channels, height, width = (int(side) for side in config["image_shape"])
@@ -115,17 +104,14 @@ def load_restoration(folder: str | Path) -> RestorationNet:
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UnperturbError):
             raise
-        raise ConfigError(
-            f"{folder / _CONFIG} is damaged: {error}",
-            expected=f"{_CONFIG} of a saved restoration network",
-        ) from error
+        raise FORM.damaged(folder, error) from error
     if pixels != PIXEL_RANGE:
         raise ConfigError(
             f"The restoration network in {str(folder)!r} was trained on pixels in {pixels}",
             expected="pixels in [0, 1]",
             fix="train it on images as this package reads them",
         )
-    _fill(network, folder / _WEIGHTS, sha)
+    _fill(network, folder / WEIGHTS, sha)
     discriminator = None
     if other is not None:
         with seeded(0):
@@ -141,36 +127,6 @@ def load_restoration(folder: str | Path) -> RestorationNet:
     )
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    from unperturb.classifiers.weights import nearest_sibling
-
-    path = folder / _CONFIG
-    if not path.is_file():
-        raise SpecError(
-            f"There is no restoration network in {str(folder)!r}",
-            expected=f"a folder with {_CONFIG} and {_WEIGHTS}",
-            fix=nearest_sibling(folder) if not folder.is_dir() else "check the folder",
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = config.get("format"), config.get("schema_version")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", expected="a JSON object") from error
-    if kind != FORMAT:
-        raise SpecError(
-            f"{path} has format {kind!r}",
-            expected=f"{FORMAT!r}, a saved restoration network",
-            fix="unperturb fit gan, fit mae or fit atop makes one",
-        )
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path} has schema version {version!r}",
-            expected=f"schema version {SCHEMA_VERSION}",
-            fix="read it with the version of unperturb that wrote it",
-        )
-    return config  # type: ignore[no-any-return]
-
-
 def _fill(network: nn.Module, path: Path, sha: object) -> None:
     from unperturb.classifiers.weights import file_sha256, fit_state, read_weights
 
@@ -179,7 +135,7 @@ def _fill(network: nn.Module, path: Path, sha: object) -> None:
     if found != sha:
         raise WeightsError(
             f"The weights {str(path)!r} have SHA-256 {found[:12]}...",
-            expected=f"{str(sha)[:12]}..., as {_CONFIG} says",
+            expected=f"{str(sha)[:12]}..., as {CONFIG} says",
             fix="the folder was changed or saved only in part: fit or fetch it again",
         )
     fit_state(network, state, source=repr(str(path)), network=type(network).__name__)

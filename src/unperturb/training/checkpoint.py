@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from unperturb.errors import RecordError
+from unperturb.checkpoints import CHECKPOINT, Epoch, check_run, read_state, under
 from unperturb.files import write_tensors
 
 __all__ = ["CHECKPOINT", "Checkpoint", "Epoch", "Score"]
-
-CHECKPOINT = "checkpoint.safetensors"
-
-Epoch = dict[str, Any]
-"""What is recorded of one epoch: number, loss, rate, seconds, and the monitor's figures."""
 
 Score = Callable[[Epoch], float]
 
@@ -74,39 +68,25 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="pt") as stored:
-                meta = json.loads((stored.metadata() or {})["run"])
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise RecordError(
-                f"{self.path} is damaged: {error}",
-                expected="the checkpoint that a training run wrote",
-                fix="choose another --out, or delete that checkpoint and begin anew",
-            ) from error
-        if meta["fingerprint"] != self.fingerprint:
-            raise RecordError(
-                f"{self.path} belongs to another training run "
-                f"({meta['fingerprint'][:12]}, this one is {self.fingerprint[:12]})",
-                expected="the same settings, images, start weights and number of processes",
-                fix="choose another --out, or delete that checkpoint",
-            )
+        meta, tensors = read_state(self.path)
+        check_run(
+            self.path, meta["fingerprint"], self.fingerprint,
+            "the same settings, images, start weights and number of processes",
+        )  # fmt: skip
         self.epochs, self.best_epoch = meta["epochs"], meta["best_epoch"]
         self.step, self.loss, self.seconds = meta["step"], meta["loss"], meta["seconds"]
         self.best_score = meta["best_score"] if meta["best_score"] is not None else float("-inf")
-        self.network.load_state_dict(_under(tensors, "network."))
+        self.network.load_state_dict(under(tensors, "network."))
         if self.average is not None:
-            self.average.load_state_dict(_under(tensors, "average."))
-        self.best_state = _under(tensors, "best.")
+            self.average.load_state_dict(under(tensors, "average."))
+        self.best_state = under(tensors, "best.")
         if self.best_epoch and not self.best_state:
             self.best_state = _snapshot(self.kept)
         for index, parameter in enumerate(self._parameters()):
             if (buffer := tensors.get(f"momentum.{index}")) is not None:
                 state = torch.empty_like(parameter).copy_(buffer)
                 self.optimizer.state[parameter]["momentum_buffer"] = state
-            for key, value in _under(tensors, f"optimizer.{index}.").items():
+            for key, value in under(tensors, f"optimizer.{index}.").items():
                 # Averages lie as their parameter does; a count of steps is one number.
                 like = parameter if value.shape == parameter.shape else value
                 state = torch.empty_like(like, dtype=value.dtype).copy_(value)
@@ -153,7 +133,3 @@ class Checkpoint:
 
 def _snapshot(network: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
