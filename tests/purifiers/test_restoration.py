@@ -318,7 +318,7 @@ def test_no_folder(tmp_path: Path, folder: Path, conv: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         atop(conv(), purifier=folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SpecError, match="check the folder"):
+    with pytest.raises(SpecError, match="fit gan, fit mae or fit atop makes one"):
         atop(conv(), purifier=tmp_path / "empty")
 
 

@@ -18,7 +18,9 @@ from unperturb.saved_networks import CONFIG, WEIGHTS, Form
 
 __all__ = ["FORM", "RestorationNet", "is_restoration", "load_restoration", "save_restoration"]
 
-FORM = Form("unperturb-restoration", "restoration network", "unperturb fit gan, mae or atop")
+FORM = Form(
+    "unperturb-restoration", "restoration network", "unperturb fit gan, fit mae or fit atop"
+)
 PIXEL_RANGE = [0.0, 1.0]
 _OTHER = "discriminator.safetensors"
 
