@@ -307,7 +307,34 @@ def summary() -> list[str]:
             f"who does not know the corrector (bare {percent(bare)} %), and {percent(knowing)} % "
             "under PGD by one who does."
         )
-    return [*lines, ""]
+    return [*lines, *_weaker(), ""]
+
+
+def _weaker() -> list[str]:
+    """What attacks of other strengths than the corrector's own leave, in a sentence for each."""
+    record = PAPER.read("strengths")
+    if record is None:
+        return []
+    lines = []
+    for row in record["rows"]:
+        cells = [
+            (column["name"], cell)
+            for column in record["columns"]
+            if column["attack"] is not None
+            and (cell := find(record, row["name"], column["name"], "oblivious")) is not None
+            and cell.get("accuracy") is not None
+        ]
+        if not cells:
+            continue
+        told = ", ".join(f"{100 * cell['accuracy']:.1f} % at {name}" for name, cell in cells)
+        least, cell = min(cells, key=lambda part: part[1]["accuracy"])
+        # The bare network under the same attack of the same size.
+        bare = percent(cell.get("undefended"))
+        lines.append(
+            f"- The corrector {row['name']}, under PGD of other sizes by an attacker who does not "
+            f"know it: {told}. The least is left at {least} (bare {bare} %)."
+        )
+    return lines
 
 
 DIFFERENCES = """\
