@@ -236,6 +236,13 @@ def test_the_heat_map_carries_its_numbers(count: int) -> None:
         assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
 
 
+def test_a_name_is_folded_where_its_settings_begin() -> None:
+    names = ["C&W", "net: pgd-10?step_size=0.1&restarts=2"]
+    figure = figure_overlap(overlap(dict(zip(names, _sets(40, 2).values(), strict=True)), draws=2))
+    folded = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert folded == ["C&W", "net:\npgd-10\n?step_size=0.1\n&restarts=2"]
+
+
 # -- what is refused ------------------------------------------------------------------------------
 
 

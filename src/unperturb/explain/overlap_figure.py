@@ -79,5 +79,5 @@ def figure_overlap(found: Overlap) -> Figure:
 
 def _folded(name: str) -> str:
     """A set's name on lines of its own for corrector, attack and the attack's settings."""
-    parts = [part.strip() for part in re.split(r"(?<=: )|(?=\?)|(?=&)", name)]
+    parts = [part.strip() for part in re.split(r"(?<=: )|(?=\?)|(?=&\w+=)", name)]
     return "\n".join(p if len(p) <= 26 else f"{p[:12]}…{p[-13:]}" for p in parts[:4] if p)
