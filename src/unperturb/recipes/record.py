@@ -52,6 +52,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
                 "defense": row.defense,
                 "note": row.note,
                 **({"attack": row.attack} if row.attack else {}),
+                **({"baseline": row.baseline} if row.baseline else {}),
                 "threat": row.threat.to_dict() if row.threat else None,
             }
             for row in recipe.rows.values()

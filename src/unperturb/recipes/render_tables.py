@@ -75,7 +75,8 @@ def _section(record: Record, row: Mapping[str, Any]) -> list[str]:
     )
     names = ["", *(["paper, undefended"] if quoted else []), "paper"]
     if defended:
-        names += [f"undefended, {attacker}" for attacker in attackers]
+        bare = f"without it: {row['baseline']}" if row.get("baseline") else "undefended"
+        names += [f"{bare}, {attacker}" for attacker in attackers]
     ours = f"with {row['defense']}" if defended else "ours"
     names += [f"{ours}, {attacker}" for attacker in attackers]
     lines = header_of([*names, "n", "stops at"])

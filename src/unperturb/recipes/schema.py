@@ -206,6 +206,9 @@ class Row:
         paper: The paper's figure by column, in percent; a text says why there is none.
         bare: The paper's figure without the defense, where it states one.
         note: What is to be said of it, and for a quoted row why it is not run.
+        baseline: The classifier that its gain is measured against, where that is not its own
+            without the defense, as for one that was trained behind the defense's VAE.
+        skips: Columns that are not run in it, each with the reason.
     """
 
     name: str
@@ -216,6 +219,8 @@ class Row:
     paper: Mapping[str, float | str] = field(default_factory=dict)
     bare: Mapping[str, float | str] = field(default_factory=dict)
     note: str = ""
+    baseline: str | None = None
+    skips: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +315,9 @@ class Recipe:
             ``{"network": NAME}`` for a network, ``{"threshold": NAME}`` for a threshold.
         threat: The threat model.
         attackers: Some of ``oblivious`` and ``adaptive``.
-        batch_size: Images in a unit of an audit.
+        batch_size: Images in a unit of an audit: 125, which divides the usual n of 1,000 into eight
+            units, where a recipe says nothing. One whose n is no multiple of that says its own: a
+            last unit of a few images costs almost as much as a whole one.
         scoring_draws: Fresh draws on which a random defense is scored.
         columns: By name.
         rows: By name.

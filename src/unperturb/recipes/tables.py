@@ -150,7 +150,7 @@ def groups(recipe: Recipe, row: Row) -> list[Group]:
     usual = row.threat or recipe.threat
     found: dict[tuple[Any, ...], list[Column]] = {}
     for column in recipe.columns.values():
-        if column.attack is not None:
+        if column.attack is not None and column.name not in row.skips:
             threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
             key = (threat.norm, threat.eps, column.n, attackers, column.selected, column.gradients)
             found.setdefault(key, []).append(column)
@@ -196,6 +196,8 @@ def _row(
 ) -> None:
     recipe = shop.recipe
     clean = [column for column in recipe.columns.values() if column.attack is None]
+    for column, reason in row.skips.items():
+        found.cells += not_run(recipe, row, [recipe.columns[column]], reason)
     assert row.model is not None
     name = recipe.models[row.model].dataset
     for group in groups(recipe, row):
@@ -268,6 +270,7 @@ def _audited(
     # Two columns may ask for one attack, as a column of each row's own does.
     attacks = list(dict.fromkeys(str(column.attack_of(row)) for column in columns))
     gradients = _gradients(subject, group)
+    baseline = None if row.baseline is None else shop.models.get(row.baseline).classifier
     facts = {
         "subject": subject.fingerprint(),
         "images": images.fingerprint(),
@@ -277,6 +280,7 @@ def _audited(
         "seed": shop.seed,
         "batch_size": recipe.batch_size,
         **({} if gradients is None else {"backwards": list(gradients)}),
+        **({} if baseline is None else {"baseline": baseline.fingerprint()}),
         **({"scoring_draws": recipe.scoring_draws} if recipe.scoring_draws != DRAWS else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -299,8 +303,8 @@ def _audited(
         _check_classes(subject, images)
         result = audit(
             subject, images.images(), images.labels, ids=images.ids, threat=threat,
-            attacks=attacks, attackers=group.attackers, backwards=gradients, seed=shop.seed,
-            scoring_draws=recipe.scoring_draws,
+            attacks=attacks, attackers=group.attackers, backwards=gradients, baseline=baseline,
+            seed=shop.seed, scoring_draws=recipe.scoring_draws,
             batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
             workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
