@@ -255,9 +255,7 @@ def _predicted(
     elif gradient == ENCODE_DECODE:
         surface = attacked_surface(defense, gradient)
         starts = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-        said = torch.cat(
-            [surface.judge(images[r], labels[r], keys[r]).predictions for r in starts]
-        )
+        said = torch.cat([surface.judge(images[r], labels[r], keys[r]).predictions for r in starts])
     else:
         said = clean.answers
     said = said.to(labels.device)

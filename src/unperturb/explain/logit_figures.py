@@ -56,9 +56,7 @@ def change_figures(found: LogitChange) -> dict[str, Any]:
     threshold = found.threshold
     return {
         **accuracies,
-        "false_positives": None
-        if threshold is None
-        else rate((negatives > threshold).numpy()),
+        "false_positives": None if threshold is None else rate((negatives > threshold).numpy()),
         "effort": _effort(found),
         "right": {
             name: "".join("01"[int(one)] for one in part.answers == labels)
