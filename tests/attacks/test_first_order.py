@@ -622,7 +622,8 @@ def test_with_both_up_more_steps_never_lose_an_image() -> None:
             Surface(Ridge()), images, labels, threat=Linf(0.9), keys=keys_of(images), stop="fixed"
         )
         assert not bool((fooled & ~found.success).any()), steps
-        assert found.gradients is not None and found.gradients.tolist() == [steps + 1] * 4
+        assert found.gradients is not None
+        assert found.gradients.tolist() == [steps + 1] * 4
         fooled = found.success
     assert bool(fooled.all())
     # Of the points that fool, the one with the greatest loss min(margin, 1) + z_0: beyond the

@@ -26,7 +26,8 @@ changes:
   subjects:
     plain: {place: 0, paper: {drops most: 99.69}, note: the first.}
     noise: {attack: noise, place: 1, series: other}
-    whole: {gradient: unrolled, away_from: predicted, threat: {eps: 0.05}, place: 2, n: 4, against: plain}
+    whole: {gradient: unrolled, away_from: predicted, threat: {eps: 0.05}, place: 2, n: 4,
+            against: plain}
 """
 WRONG = {
     "model": ("each: {model: net", "each: {model: nett", "did you mean 'net'"),

@@ -10,7 +10,7 @@ from unperturb.errors import ConfigError, unknown_name
 from unperturb.recipes.parse_fits import threat
 from unperturb.recipes.reading import Section, number, overlay
 from unperturb.recipes.schema import Model
-from unperturb.recipes.schema_parts import DRAWN_CHANGES, Change, Changes
+from unperturb.recipes.schema_parts import DRAWN_CHANGES, OVER_ALL, Change, Changes
 from unperturb.threat import Threat
 
 __all__ = ["parse_changes"]
@@ -54,9 +54,8 @@ def parse_changes(
         raise ConfigError(
             f"{part.where} draws quality without steps", expected="steps: [0, 10, 50], for example"
         )
-    if {"curve", "quality"} & set(draw) and any(
-        subject.place is None for subject in subjects.values()
-    ):
+    placed = all(subject.place is not None for subject in subjects.values())
+    if set(OVER_ALL) & set(draw) and not placed:
         raise ConfigError(
             f"{part.where} draws a curve, and a subject has no place on its axis",
             expected="place: a number, in every subject",

@@ -188,8 +188,10 @@ def quality_table(told: Part) -> list[str]:
         for number, row in enumerate(subject["found"]["approach"]):
             name = "" if number else cell_text(subject["name"])
             lines.append(
-                line_of([name, str(row["steps"]), f"{row['psnr']:.2f} dB", accuracy_text(row["right"]),
-                         accuracy_text(row["right_clean"])])
+                line_of([
+                    name, str(row["steps"]), f"{row['psnr']:.2f} dB", accuracy_text(row["right"]),
+                    accuracy_text(row["right_clean"]),
+                ])
             )  # fmt: skip
     return lines
 
