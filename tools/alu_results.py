@@ -206,10 +206,12 @@ def summary() -> list[str]:
         published = find(record, name, "PGD20", "oblivious")
         knowing = find(record, name, "PGD20 on 128 images", "adaptive")
         bare = (knowing or {}).get("undefended")
+        other = row.get("baseline")
+        what = f"{other}, trained on raw images" if other else "the undefended network"
         lines.append(
             f"- {name}: {percent(clean)} % of clean images are right, {percent(published)} % under "
             f"PGD-20 by an attacker who does not know ALU, {percent(knowing)} % under PGD-20 by "
-            f"one who does (the undefended network: {percent(bare)} %)."
+            f"one who does ({what}: {percent(bare)} %)."
         )
     return [*lines, "", *_claim(), ""]
 

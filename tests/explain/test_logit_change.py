@@ -269,8 +269,8 @@ def test_the_predicted_label_is_that_of_what_is_attacked(
 def test_further_images_effort_and_wrong_answers_without_a_flag(hand: LogitChange) -> None:
     plain = hand.to_dict()
     assert plain["effort"] is None
-    # All clean answers but the last are right, and nothing clean is flagged.
-    assert plain["clean"]["wrong_unflagged"]["count"] == 0
+    # Of the clean answers only the last is wrong, and nothing clean is flagged.
+    assert plain["clean"]["wrong_unflagged"]["count"] == 1
     assert plain["right"]["attacked"] == "".join(
         "1" if one == 0 else "0" for one in hand.attacked.answers.tolist()
     )

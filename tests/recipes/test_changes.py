@@ -127,8 +127,8 @@ def test_columns_name_the_adaptive_attacker_s_gradients(made: Made, tmp_path: Pa
   FGSM: {attack: fgsm}
   BPDA: {attack: pgd-2, gradients: [identity]}
 rows:
-  plug-in: {model: net, defense: alu}
-  asymmetric: {model: asymmetric, defense: own}
+  plug-in: {model: net, defense: alu, not_run: {FGSM: no time}}
+  asymmetric: {model: asymmetric, defense: own, baseline: net}
   bare: {model: net}
 """
     )
@@ -140,6 +140,12 @@ rows:
     assert cells["bare", "adaptive"]["backwards"] == ["exact"]
     # What reads an inner layer has no identity: that is not something left out.
     assert cells["asymmetric", "adaptive"]["reason"].endswith("no gradient identity here")
-    assert record["complete"], record["left_out"]
+    assert record["left_out"] == ["no time: plug-in, FGSM"]
+    found = {(c["row"], c["column"]): c for c in record["cells"] if c["attacker"] == "none"}
+    # What a row is compared with may be another classifier than its own.
+    assert found["asymmetric", "Clean"]["undefended"] == found["plug-in", "Clean"]["undefended"]
+    assert found["bare", "Clean"]["correct"] == found["plug-in", "Clean"]["undefended"]["correct"]
+    assert record["rows"][1]["baseline"] == "net"
     page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "takes only these gradients through it: identity." in page
+    assert "without it: net, adaptive" in page

@@ -309,13 +309,11 @@ def _padded(found: Attacked, size: int) -> Attacked:
 
     if len(found.images) == size:
         return found
-    parts = (getattr(found, name, None) for name in Attacked._fields)
-    return Attacked(
-        *(
-            Judged(*map(longer, part)) if isinstance(part, Judged) else longer(part)
-            for part in parts
-        )  # type: ignore[arg-type]
-    )
+    judged = Judged(*(longer(part) for part in found.judged))  # type: ignore[arg-type]
+    rest = {
+        name: longer(getattr(found, name, None)) for name in Attacked._fields if name != "judged"
+    }
+    return Attacked(judged=judged, **rest)  # type: ignore[arg-type]
 
 
 def _detected(subject: nn.Module, verdict: Judged, count: int) -> np.ndarray[Any, Any]:

@@ -58,7 +58,7 @@ def run_changes(
         }
 
     for subject in wanted.subjects.values():
-        entry = {
+        entry: dict[str, Any] = {
             "name": subject.name,
             "model": subject.model,
             "defense": subject.defense,

@@ -196,8 +196,8 @@ def _row(
 ) -> None:
     recipe = shop.recipe
     clean = [column for column in recipe.columns.values() if column.attack is None]
-    for column, reason in row.skips.items():
-        found.cells += not_run(recipe, row, [recipe.columns[column]], reason)
+    for skipped_one, reason in row.skips.items():
+        found.cells += not_run(recipe, row, [recipe.columns[skipped_one]], reason)
     assert row.model is not None
     name = recipe.models[row.model].dataset
     for group in groups(recipe, row):
