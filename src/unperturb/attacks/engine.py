@@ -107,7 +107,9 @@ class FirstOrder(BaseAttack):
             point = start_point(batch, number)
         velocity = torch.zeros_like(point) if self.momentum else None
         project = threat.projector(batch.origin)
-        kept = None if batch.early or self.loss not in KEEP_BEST else _Kept(batch)
+        # What is shown in the place of a point says nothing sure of the point.
+        keeps = self.loss in KEEP_BEST and not batch.early and view is None
+        kept = _Kept(batch) if keeps else None
         for step in range(self.steps):
             index = batch.compact(rows)
             some = point if len(rows) == len(point) else point[index]
