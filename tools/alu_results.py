@@ -67,7 +67,7 @@ def changes(name: str) -> list[str]:
         "appendix-e": (accuracy_table, pattern_table, effort_table),
         "appendix-a": (approach_lines,),
         "reject": (accuracy_table, detector_table, failed_table),
-        "factors": (accuracy_table, paired_table),
+        "factors": (one_by_one, two_at_once),
         "vae-quality": (quality_table,),
         "detector": (detector_table,),
     }
@@ -75,6 +75,23 @@ def changes(name: str) -> list[str]:
         for part in tables.get(name, (accuracy_table,)):
             lines += [*part(told), ""]
     return [*lines, *PAPER.foot(name, record)]
+
+
+def _block(told: Record, together: bool) -> list[str]:
+    """The factors' tables, of rows that switch one factor or of those that switch two."""
+    some = [one for one in told["subjects"] if one["name"].startswith("together:") == together]
+    part = {**told, "subjects": some}
+    return [*accuracy_table(part), "", *paired_table(part)] if done_of(part) else []
+
+
+def one_by_one(told: Record) -> list[str]:
+    """The base, and rows that switch one factor of it."""
+    return ["**One factor at a time.**", "", *_block(told, together=False)]
+
+
+def two_at_once(told: Record) -> list[str]:
+    """Rows that switch two factors."""
+    return ["**Interactions: two factors at once.**", "", *_block(told, together=True)]
 
 
 def factors() -> list[str]:
