@@ -262,13 +262,12 @@ def _row(
         name=name,
         model=part.choice("model", models, None),
         defense=part.choice("defense", defenses, None),
+        baseline=part.choice("baseline", models, None),
         attack=part.text("attack", None),
         threat=_maybe_threat(part),
         paper=_quoted(part, columns),
         bare=_quoted(part, columns, "bare"),
         note=part.text("note", ""),
-        baseline=part.choice("baseline", models, None),
-        skips=_left(part.section("not_run", {}), columns),
     )
     part.end()
     if found.baseline is not None and found.defense is None:
@@ -279,15 +278,6 @@ def _row(
         raise ConfigError(
             f"{part.where} has no model", expected="a model, or a note that says why there is none"
         )
-    return found
-
-
-def _left(part: Section, columns: Mapping[str, Column]) -> dict[str, str]:
-    """Attacked columns that a row leaves out, each with the reason."""
-    attacked = [name for name, column in columns.items() if column.attack is not None]
-    found = {name: part.text(name) for name in attacked if name in part}
-    part.known(attacked)
-    part.end()
     return found
 
 

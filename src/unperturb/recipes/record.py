@@ -49,10 +49,10 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
             {
                 "name": row.name,
                 "model": row.model,
+                **({"baseline": row.baseline} if row.baseline else {}),
                 "defense": row.defense,
                 "note": row.note,
                 **({"attack": row.attack} if row.attack else {}),
-                **({"baseline": row.baseline} if row.baseline else {}),
                 "threat": row.threat.to_dict() if row.threat else None,
             }
             for row in recipe.rows.values()

@@ -201,26 +201,24 @@ class Row:
         name: Its heading.
         model: Its classifier; None for a row that only quotes the paper.
         defense: Name of one of the recipe's defenses; None for none.
+        baseline: The classifier that its gain is measured against, where that is not its own
+            without the defense, as for one that was trained behind the defense's VAE.
         attack: Attack of the columns that leave it to the row; None where there are none.
         threat: Threat model where it is not the recipe's.
         paper: The paper's figure by column, in percent; a text says why there is none.
         bare: The paper's figure without the defense, where it states one.
         note: What is to be said of it, and for a quoted row why it is not run.
-        baseline: The classifier that its gain is measured against, where that is not its own
-            without the defense, as for one that was trained behind the defense's VAE.
-        skips: Columns that are not run in it, each with the reason.
     """
 
     name: str
     model: str | None
     defense: str | None = None
+    baseline: str | None = None
     attack: str | None = None
     threat: Threat | None = None
     paper: Mapping[str, float | str] = field(default_factory=dict)
     bare: Mapping[str, float | str] = field(default_factory=dict)
     note: str = ""
-    baseline: str | None = None
-    skips: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

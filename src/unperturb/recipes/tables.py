@@ -150,7 +150,7 @@ def groups(recipe: Recipe, row: Row) -> list[Group]:
     usual = row.threat or recipe.threat
     found: dict[tuple[Any, ...], list[Column]] = {}
     for column in recipe.columns.values():
-        if column.attack is not None and column.name not in row.skips:
+        if column.attack is not None:
             threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
             key = (threat.norm, threat.eps, column.n, attackers, column.selected, column.gradients)
             found.setdefault(key, []).append(column)
@@ -196,8 +196,6 @@ def _row(
 ) -> None:
     recipe = shop.recipe
     clean = [column for column in recipe.columns.values() if column.attack is None]
-    for skipped_one, reason in row.skips.items():
-        found.cells += not_run(recipe, row, [recipe.columns[skipped_one]], reason)
     assert row.model is not None
     name = recipe.models[row.model].dataset
     for group in groups(recipe, row):
@@ -279,8 +277,8 @@ def _audited(
         "attackers": list(group.attackers),
         "seed": shop.seed,
         "batch_size": recipe.batch_size,
-        **({} if gradients is None else {"backwards": list(gradients)}),
         **({} if baseline is None else {"baseline": baseline.fingerprint()}),
+        **({} if gradients is None else {"backwards": list(gradients)}),
         **({"scoring_draws": recipe.scoring_draws} if recipe.scoring_draws != DRAWS else {}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -303,13 +301,13 @@ def _audited(
         _check_classes(subject, images)
         result = audit(
             subject, images.images(), images.labels, ids=images.ids, threat=threat,
-            attacks=attacks, attackers=group.attackers, backwards=gradients, baseline=baseline,
-            seed=shop.seed, scoring_draws=recipe.scoring_draws,
+            attacks=attacks, attackers=group.attackers, backwards=gradients, seed=shop.seed,
+            scoring_draws=recipe.scoring_draws,
             batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
             workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
                   "classes": list(images.classes)},
-            show=shop.show, announce=shop.say,
+            show=shop.show, announce=shop.say, baseline=baseline,
         )  # fmt: skip
     except InputError as error:
         raise InputError(
