@@ -2,8 +2,9 @@
 
 - `passes`: decoder passes that Adam needs to reach the median reconstruction error of 200 steps of
   plain gradient descent, whose learning rate is the best of a grid on training images.
-- `steps`: the time of an answer against the number of steps, with the classifier and without, over
-  that of N = 0; the paper's ratios stand beside ours.
+- `steps`: time against the number of steps, over that of N = 0: of ALU's whole answer (classifier
+  twice, threshold, update), of purifier and one pass of the classifier, and of the purifier alone;
+  the paper's ratios stand beside ours.
 - `backwards`: passes through the decoder and back of one answer.
 - `memory`: the memory of a fresh process at 200 steps over that at 10.
 """
@@ -29,6 +30,7 @@ from unperturb.errors import ConfigError
 from unperturb.files import short_paths
 from unperturb.generative import load_vae
 from unperturb.networks.vae import VAE
+from unperturb.presets import alu
 from unperturb.purifiers import LatentOptimization
 from unperturb.purifiers.latent_steps import Descent, descend
 
@@ -129,8 +131,14 @@ def steps(args: Namespace, vae: VAE, images: Tensor, few: float) -> dict[str, An
     jobs: dict[str, Callable[[], object]] = {}
     for count in counts:
         purifier = LatentOptimization(vae=vae, steps=count)
-        defense = Defense(net, purifier=purifier)
+        # The whole of ALU: the classifier before and after, the detector, and the update. Both
+        # branches are computed for every image, so that no threshold changes the time.
+        defense = alu(net, vae=vae, steps=count, threshold=1.0)
+        purified = Defense(net, purifier=purifier)
         jobs[f"answer, N = {count}"] = lambda d=defense: d.predict(images, batch_size=len(images))
+        jobs[f"purified, N = {count}"] = lambda d=purified: d.predict(
+            images, batch_size=len(images)
+        )
         jobs[f"purification, N = {count}"] = lambda p=purifier: _purify(net, p, images)
     seconds = interleave(jobs, repeats=args.repeats, clock=args.clock)
     targets = [
@@ -141,7 +149,7 @@ def steps(args: Namespace, vae: VAE, images: Tensor, few: float) -> dict[str, An
                 f"reaches the error of {STEPS} plain steps" if count == enough else "",
             ))),
         )
-        for kind in ("answer", "purification")
+        for kind in ("answer", "purified", "purification")
         for count in counts
         if count
     ]  # fmt: skip

@@ -57,7 +57,8 @@ def find(record: Record | None, row: str, column: str, attacker: str) -> Record 
 def compact(record: Record, *, whole: bool = False) -> list[str]:
     """One table: for each row the paper's figures, ours oblivious, ours adaptive, in percent.
 
-    Below a defended row stands what the adaptive attacker leaves of the bare network.
+    Below a defended row stands what the adaptive attacker leaves of the bare network, or of the
+    classifier that the recipe compares it with.
 
     Args:
         record: The record.
@@ -82,6 +83,8 @@ def compact(record: Record, *, whole: bool = False) -> list[str]:
         ]
         paper = ["" if c is None or c.get("paper") is None else str(c["paper"]) for c in cells]
         name = row["name"].replace("*", r"\*")
+        # What was trained behind a defense is compared with what never saw it.
+        what = f"{row['baseline']}, raw images" if row.get("baseline") else "bare network"
         lines.append(f"| **{name}** | paper | " + " | ".join(paper) + " |")
         for attacker in record["attackers"]:
             ours = [find(record, row["name"], name, attacker) for name in names]
@@ -100,14 +103,12 @@ def compact(record: Record, *, whole: bool = False) -> list[str]:
             if any(bare):
                 lines.append("| | bare network, paper | " + " | ".join(bare) + " |")
             if len(record["attackers"]) > 1:
-                lines += _some("bare network, oblivious", ours, "undefended")
-            lines += _some(
-                "bare network, oblivious, at any distance", ours, "undefended_as_returned"
-            )
+                lines += _some(f"{what}, oblivious", ours, "undefended")
+            lines += _some(f"{what}, oblivious, at any distance", ours, "undefended_as_returned")
         last = [find(record, row["name"], name, record["attackers"][-1]) or {} for name in names]
         bare = ["" if not cell.get("undefended") else percent(cell["undefended"]) for cell in last]
         if any(bare):
-            words = f"bare network, {record['attackers'][-1]}"
+            words = f"{what}, {record['attackers'][-1]}"
             lines.append(f"| | {words} | " + " | ".join(bare) + " |")
     told = [f"({i}) {reason}." for i, reason in enumerate(reasons, 1)]
     return [*lines, "", "Not run: " + " ".join(told)] if told else lines

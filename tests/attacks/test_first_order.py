@@ -601,3 +601,31 @@ def test_labels_of_another_integer_type(conv: Any, pixels: Any) -> None:
     wanted = attack(net, images, torch.arange(3), Linf(0.1))
     found = attack(net, images, torch.arange(3, dtype=torch.int32), Linf(0.1))
     assert torch.equal(found.images, wanted.images)
+
+
+class Ridge(nn.Module):
+    """z_0 = 10 x and z_1 = 10 x + 2 - 10 |x - 0.5|: wrong for class 0 where |x - 0.5| < 0.2."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.flatten(1)[:, 0]
+        true = 10 * x
+        return torch.stack((true, true + 2.0 - 10 * (x - 0.5).abs()), 1)
+
+
+def test_with_both_up_more_steps_never_lose_an_image() -> None:
+    # Raising both logits draws every run through the interval and out again on the other side.
+    images = torch.tensor([0.05, 0.1, 0.2, 0.25]).view(-1, 1, 1, 1)
+    labels, fooled = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool)
+    for steps in range(1, 12):
+        pgd = FirstOrder(name="pgd", steps=steps, step_size=0.1, loss="both-up")
+        found = pgd.run(
+            Surface(Ridge()), images, labels, threat=Linf(0.9), keys=keys_of(images), stop="fixed"
+        )
+        assert not bool((fooled & ~found.success).any()), steps
+        assert found.gradients is not None
+        assert found.gradients.tolist() == [steps + 1] * 4
+        fooled = found.success
+    assert bool(fooled.all())
+    # Of the points that fool, the one with the greatest loss min(margin, 1) + z_0: beyond the
+    # peak, where z_0 is higher, and below the end of the interval.
+    assert bool(((found.images > 0.5) & (found.images < 0.7)).all())

@@ -49,3 +49,25 @@ def test_what_both_attackers_find_of_a_bare_net_is_sought_once(
     again = audit(defense, images, labels, out=tmp_path / "again", **given)
     assert [name for name, alone in seen if alone].count("deepfool-4") == 4
     assert again.digest == shared.digest
+
+
+def test_padding_of_a_short_block_is_never_attacked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images, labels = digits(10)
+    sizes: list[int] = []
+    real = BaseAttack.run
+
+    def run(self: Any, surface: Any, images: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(images))
+        return real(self, surface, images, *arguments, **options)
+
+    monkeypatch.setattr(BaseAttack, "run", run)
+    given: dict[str, Any] = {"attacks": "pgd-2", "threat": Linf(0.2), "keep_images": "all"}
+    defense = tpap(conv_net(), radius=0.1)
+    found = audit(defense, images, labels, out=tmp_path / "short", batch_size=8, **given)
+    assert set(sizes) == {8, 2}
+    whole = audit(defense, images, labels, out=tmp_path / "whole", batch_size=10, **given)
+    # The two images of the short block are judged like all others.
+    assert found.summary["target"] == whole.summary["target"]
+    assert found.summary["baseline"] == whole.summary["baseline"]

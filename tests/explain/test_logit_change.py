@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from unperturb.presets import alu, tpap
 from unperturb.threat import L2, Linf
 
 Net = Callable[..., nn.Module]
+# The package exports a function of the module's name.
+module = importlib.import_module("unperturb.explain.logit_change")
 LABELS = torch.tensor([0, 1, 2, 3])
 EPS = Linf(0.1)
 
@@ -228,3 +232,76 @@ def test_nothing_successful(defense: Defense, pixels: Any) -> None:
     part = found.to_dict()["successful"]
     assert (part["n"], part["drops_most"], part["changes"]["true"]) == (0, None, None)
     figure_changes(found)
+
+
+def test_the_predicted_label_is_that_of_what_is_attacked(
+    conv: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, images = conv(), torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    vae = VAE(image_shape=(3, 8, 8), width=2, downsample=1).eval()
+    # The threshold -1 flags every image: what ALU answers is not what the network behind the VAE
+    # says.
+    defense = alu(net, vae=vae, steps=2, threshold=-1.0)
+    aims: dict[str, Tensor] = {}
+    real = module.attacked_images
+
+    def spied(defense: Defense, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        aims[options["gradient"]] = labels
+        return real(defense, images, labels, **options)
+
+    monkeypatch.setattr(module, "attacked_images", spied)
+    for gradient in ("undefended", "encode-decode", "identity"):
+        logit_change(
+            defense, images, torch.arange(16) % 5, attack="fgsm", gradient=gradient,
+            away_from="predicted", batch_size=5,
+        )  # fmt: skip
+    with torch.no_grad():
+        wanted = {
+            "undefended": net(images).argmax(1),
+            "encode-decode": net(vae.decode(vae.encode(images)[0])).argmax(1),
+            "identity": defense.predict(images).labels,
+        }
+    for gradient, answers in wanted.items():
+        assert torch.equal(aims[gradient], answers), gradient
+    assert not torch.equal(wanted["encode-decode"], wanted["identity"])
+
+
+def test_further_images_effort_and_wrong_answers_without_a_flag(hand: LogitChange) -> None:
+    plain = hand.to_dict()
+    assert plain["effort"] is None
+    # Of the clean answers only the last is wrong, and nothing clean is flagged.
+    assert plain["clean"]["wrong_unflagged"]["count"] == 1
+    assert plain["right"]["attacked"] == "".join(
+        "1" if one == 0 else "0" for one in hand.attacked.answers.tolist()
+    )
+    told = replace(
+        hand,
+        further=torch.tensor([0.5, 2.0, 0.2, 0.1]),
+        turned=torch.tensor([True, True, False, False, True]),
+        spent=torch.tensor([3, 5, 20, 20, 0]),
+    ).to_dict()
+    assert told["false_positives"]["count"] == 1
+    assert told["false_positives"]["n"] == 4
+    # The last image was wrong anyway and is left out.
+    assert told["effort"]["turned"]["count"] == 2
+    assert told["effort"]["turned"]["n"] == 4
+    assert told["effort"]["mean"] == 4.0
+    unflagged = [not flag and answer != 0 for flag, answer in zip(
+        hand.attacked.flagged.tolist(), hand.attacked.answers.tolist(), strict=True
+    )]  # fmt: skip
+    assert told["attacked"]["wrong_unflagged"]["count"] == sum(unflagged)
+
+
+def test_approach_tells_psnr_and_accuracy(defense: Defense) -> None:
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 5
+    found = approach(defense, images, images, steps=[0], labels=labels)[0]
+    own = defense.purifier.vae
+    with torch.no_grad():
+        made = own.decode(own.encode(images)[0])
+        right = defense.classifier(made).argmax(1) == labels
+        clean = defense.classifier(images).argmax(1) == labels
+    wanted = -10 * (made - images).square().flatten(1).mean(1).log10().mean()
+    assert found["psnr"] == pytest.approx(float(wanted), abs=1e-4)
+    assert found["right"]["correct"] == int(right.sum())
+    assert found["right_clean"]["correct"] == int(clean.sum())

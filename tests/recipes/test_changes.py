@@ -17,14 +17,17 @@ CHANGES = """threat: {eps: 0.1}
 n: 6
 changes:
   train: 8
-  draw: [bars, statistic, changes, curve]
+  further: 20
+  effort: true
+  draw: [bars, statistic, changes, roc, curve, quality]
   axis: something
   steps: [0, 3]
   each: {model: net, defense: alu, attack: pgd-2}
   subjects:
     plain: {place: 0, paper: {drops most: 99.69}, note: the first.}
-    noise: {attack: noise, place: 1}
-    whole: {gradient: unrolled, away_from: predicted, threat: {eps: 0.05}, place: 2}
+    noise: {attack: noise, place: 1, series: other}
+    whole: {gradient: unrolled, away_from: predicted, threat: {eps: 0.05}, place: 2, n: 4,
+            against: plain}
 """
 WRONG = {
     "model": ("each: {model: net", "each: {model: nett", "did you mean 'net'"),
@@ -34,8 +37,9 @@ WRONG = {
     "setting": ("gradient: unrolled", "gradeint: unrolled", "did you mean 'gradient'"),
     "picture": ("[bars,", "[bar,", "did you mean 'bars'"),
     "steps": ("steps: [0, 3]", "steps: [3, 0]", "increasing whole numbers"),
-    "place": ("{attack: noise, place: 1}", "{attack: noise}", "place: a number"),
+    "place": ("{attack: noise, place: 1, series: other}", "{attack: noise}", "place: a number"),
     "paper": ("{drops most: 99.69}", "{drop most: 99.69}", "did you mean 'drops most'"),
+    "other": ("against: plain", "against: plan", "did you mean 'plain'"),
     "subjects": ("  subjects:\n", "  subjects: {}\n  others:\n", "no subjects"),
 }
 
@@ -61,10 +65,20 @@ def test_every_subject_is_measured_and_drawn(made: Made) -> None:
     assert subjects["noise"]["attack"] == "noise"
     assert [row["steps"] for row in subjects["plain"]["approach"]] == [0, 3]
     assert all(found["train_images"] == 8 for found in subjects.values())
+    assert all(found["false_positives"]["n"] == 20 for found in subjects.values())
+    assert subjects["noise"]["effort"] is None
+    assert set(subjects["plain"]["effort"]) == {"turned", "median", "mean"}
+    told = {one["name"]: one for one in record["changes"]["subjects"]}
+    paired = told["whole"]["paired"]
+    assert paired["n"] == 4
+    assert [paired[key]["correct"] for key in ("one", "other")] == [
+        subjects[name]["right"]["attacked"][:4].count("1") for name in ("whole", "plain")
+    ]
+    assert "paired" not in told["plain"]
     assert set(record["thresholds"]) == {"latent/net"}
     names = {f"{kind}-{name}.png" for name in subjects
-             for kind in ("bars", "statistic", "changes", "approach")}  # fmt: skip
-    assert set(record["files"]) == {*names, "curve.png"}
+             for kind in ("bars", "statistic", "changes", "roc", "approach")}  # fmt: skip
+    assert set(record["files"]) == {*names, "curve.png", "quality.png"}
     assert all((folder / "out" / name).stat().st_size > 1000 for name in record["files"])
 
 
@@ -113,8 +127,8 @@ def test_columns_name_the_adaptive_attacker_s_gradients(made: Made, tmp_path: Pa
   FGSM: {attack: fgsm}
   BPDA: {attack: pgd-2, gradients: [identity]}
 rows:
-  plug-in: {model: net, defense: alu}
-  asymmetric: {model: asymmetric, defense: own}
+  plug-in: {model: net, defense: alu, not_run: {FGSM: no time}}
+  asymmetric: {model: asymmetric, defense: own, baseline: net}
   bare: {model: net}
 """
     )
@@ -126,6 +140,12 @@ rows:
     assert cells["bare", "adaptive"]["backwards"] == ["exact"]
     # What reads an inner layer has no identity: that is not something left out.
     assert cells["asymmetric", "adaptive"]["reason"].endswith("no gradient identity here")
-    assert record["complete"], record["left_out"]
+    assert record["left_out"] == ["no time: plug-in, FGSM"]
+    found = {(c["row"], c["column"]): c for c in record["cells"] if c["attacker"] == "none"}
+    # What a row is compared with may be another classifier than its own.
+    assert found["asymmetric", "Clean"]["undefended"] == found["plug-in", "Clean"]["undefended"]
+    assert found["bare", "Clean"]["correct"] == found["plug-in", "Clean"]["undefended"]["correct"]
+    assert record["rows"][1]["baseline"] == "net"
     page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "takes only these gradients through it: identity." in page
+    assert "without it: net, adaptive" in page

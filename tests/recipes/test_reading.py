@@ -14,6 +14,7 @@ from unperturb.errors import ConfigError, SpecError, UnperturbError
 from unperturb.flops import count_flops
 from unperturb.recipes import SCALES, list_recipes, load_recipe, recipe_names
 from unperturb.recipes.models import make_config
+from unperturb.recipes.needs import needed_thresholds
 from unperturb.recipes.reading import Section, number, overlay, read_yaml
 from unperturb.recipes.schema import Recipe
 from unperturb.threat import L2, Linf
@@ -29,6 +30,20 @@ def test_every_recipe_can_be_read_at_every_scale(name: str, scale: str) -> None:
         # Every column but our own says what the paper reports, or nothing of the row is reported.
         theirs = {c.name for c in recipe.columns.values() if not c.note.startswith("ours;")}
         assert not row.paper or set(row.paper) == theirs
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("alu/")])
+def test_units_are_whole_and_thresholds_rest_on_enough_images(name: str) -> None:
+    recipe = load_recipe(name, scale="cpu")
+    for column in recipe.columns.values():
+        assert column.n % recipe.batch_size == 0, column.name
+    for threshold, _ in needed_thresholds(recipe):
+        n = recipe.thresholds[threshold].n
+        # The 99.5 % quantile of 2,000 scores is the tenth from above.
+        assert n is None or n >= 2000, threshold
+    for row in recipe.rows.values():
+        # What was trained behind the VAE is compared with what never saw it.
+        assert row.model not in ("unified", "asymmetric") or row.baseline == "standard"
 
 
 def test_all_tables_and_figures_of_the_paper_are_there() -> None:
@@ -91,6 +106,11 @@ WRONG: dict[str, Change] = {
     ),
     "attacker without a reason": ("{attack: fgsm}", "{attack: fgsm, not_run: [adaptive]}",
                                   "not_run is"),
+    "row's attack": ("bare: {model: net", "bare: {attacks: {FGSM: fgms}, model: net", "'fgsm'"),
+    "column of a row's attack": ("bare: {model: net", "bare: {attacks: {Clean: fgsm}, model: net",
+                                 "attacks has the unknown setting 'Clean'"),
+    "column that a row leaves out": ("bare: {model: net", "bare: {not_run: {FGMS: no}, model: net",
+                                     "did you mean 'FGSM'"),
     "model": ("bare: {model: net", "bare: {model: nett", "did you mean 'net'"),
     "defense": ("defense: tpap,", "defense: tapp,", "did you mean 'tpap'"),
     "preset": ("{preset: tpap", "{preset: tpaq", "Unknown preset 'tpaq'"),

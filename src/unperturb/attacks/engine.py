@@ -7,7 +7,8 @@ the *loss gradients* over several draws (expectation over transformation, Athaly
 Two stopping rules, never mixed up:
 
 - ``fixed``: all steps are run and the last image is the result. The papers' rule; the only one
-  whose images may be shown to another model.
+  whose images may be shown to another model. With a loss of ``KEEP_BEST`` the result is the best
+  point that met the goal, if any did.
 - ``first-success``: an image leaves as soon as it meets the goal, and the batch shrinks to one
   of a few fixed sizes; one that meets it unperturbed leaves at once, as it is. For the worst
   case against the attacked module itself.
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from unperturb.attacks.base import BaseAttack
 from unperturb.attacks.batch import Batch, Objective, View, through
-from unperturb.attacks.losses import LOSSES
+from unperturb.attacks.losses import KEEP_BEST, LOSSES
 from unperturb.errors import ConfigError, unknown_name
 
 __all__ = ["FirstOrder", "start_point"]
@@ -106,11 +107,16 @@ class FirstOrder(BaseAttack):
             point = start_point(batch, number)
         velocity = torch.zeros_like(point) if self.momentum else None
         project = threat.projector(batch.origin)
+        # What is shown in the place of a point says nothing sure of the point.
+        keeps = self.loss in KEEP_BEST and not batch.early and view is None
+        kept = _Kept(batch) if keeps else None
         for step in range(self.steps):
             index = batch.compact(rows)
             some = point if len(rows) == len(point) else point[index]
             draw = number * self.steps + step
-            gradient, _, _, wrong = batch.gradient(some, index, draw, objective, view=view)
+            gradient, value, met, wrong = batch.gradient(some, index, draw, objective, view=view)
+            if kept is not None:
+                kept.offer(rows, point[rows], value[: len(rows)], met[: len(rows)])
             if batch.early and view is not None:
                 # That pass has not seen the point itself.
                 wrong = through(batch.judge(some, index, draw=draw))
@@ -135,10 +141,31 @@ class FirstOrder(BaseAttack):
                 point = project(point + step_taken).contiguous(memory_format=batch.layout)
             else:
                 point[rows] = threat.project(point[rows] + step_taken, batch.origin[rows])
+        if kept is not None:
+            index = batch.compact(rows)
+            last = batch.gradient(point[index], index, (number + 1) * self.steps, objective)
+            kept.offer(rows, point[rows], last.value[: len(rows)], last.wrong[: len(rows)])
+            point = torch.where(kept.met.view(-1, 1, 1, 1), kept.images, point)
         if self.restarts == 1:
             batch.best[rows] = point[rows]
         else:
             batch.offer(rows, point[rows], draw=number)
+
+
+class _Kept:
+    """Of each image the point with the greatest loss among those that met the goal in a run."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.images = batch.origin.clone()
+        self.value = torch.full_like(batch.best_value, float("-inf"))
+        self.met = torch.zeros_like(batch.broken)
+
+    def offer(self, rows: Tensor, images: Tensor, value: Tensor, met: Tensor) -> None:
+        """Points (n, C, H, W) of these rows, their losses (n,) and whether they meet the goal."""
+        better = met & (value > self.value[rows])
+        chosen = rows[better]
+        self.images[chosen], self.value[chosen] = images[better], value[better].to(self.value.dtype)
+        self.met[chosen] = True
 
 
 def start_point(batch: Batch, number: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOSSES", "both_up", "cross_entropy", "dlr", "margin", "resolve_loss"]
+__all__ = ["KEEP_BEST", "LOSSES", "both_up", "cross_entropy", "dlr", "margin", "resolve_loss"]
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
@@ -66,7 +66,8 @@ def both_up(scores: Tensor, labels: Tensor) -> Tensor:
     Not a stronger attack but one that leaves no trace of the usual kind: below a margin of 1 it
     raises the other logit alone, above it the true class's. It stands for the regularized attacks
     that ALU speaks of in a footnote and does not define: they break the pattern that its decision
-    goes by, the true class's logit dropping most.
+    goes by, the true class's logit dropping most. Signed steps around the margin's cap swing to and
+    fro across the boundary, so PGD keeps the best of its points with this loss (``KEEP_BEST``).
 
     Args:
         scores: (N, K), K >= 2.
@@ -93,6 +94,12 @@ LOSSES: dict[str, Loss] = {
     "both-up": both_up,
 }
 """Attack losses by name."""
+
+
+KEEP_BEST = ("both-up",)
+"""Losses whose last point is not their best: with all steps run, first-order attacks keep of all
+points that they evaluate the one with the greatest loss among those that meet the goal, and the
+last where none does. More steps then never lose an image, at the cost of one more gradient."""
 
 
 def resolve_loss(name: str, num_classes: int) -> str:

@@ -93,7 +93,10 @@ class Bench:
         return Surface(self.victim(unit), backward=backward, goal=goal)
 
     def run(self, unit: Unit) -> Done:
-        """Do a unit. Short blocks are padded, so that shapes follow from the plan alone."""
+        """Do a unit. Short blocks are padded, so that all are judged in the plan's batch size.
+
+        What is padding is judged, and never attacked.
+        """
         began = time.perf_counter()
         rows = np.arange(unit.start, unit.stop)
         if unit.kind == "outside":
@@ -143,10 +146,14 @@ class Bench:
         # Only one other unit can ask for it, so its memory is free again then.
         found = self._known.pop(same, None) if same is not None else None
         if found is None:
+            # Padding would cost as much as images: AutoAttack would spend hours on its copies.
+            own = slice(0, len(block.rows))
             found = self.attacks[unit.attack].run(
-                surface, block.images, labels, threat=threat, keys=block.keys.within(domain),
+                surface, block.images[own], labels[own], threat=threat,
+                keys=block.keys.within(domain)[own],
                 stop="fixed" if unit.rule == "none" else unit.rule,
             )  # fmt: skip
+            found = _padded(found, len(index))
             self._keep(same, found)
         seconds = time.perf_counter() - before
         evaluated = getattr(found, "gradients", None)
@@ -289,6 +296,24 @@ class _Made:
     measure: Tensor | None = None
     judged: Mapping[str, Judged] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+def _padded(found: Attacked, size: int) -> Attacked:
+    """What an attack leaves, padded to ``size`` rows with copies of the first."""
+
+    def longer(values: Tensor | None) -> Tensor | None:
+        if values is None:
+            return None
+        rest = values[:1].expand(size - len(values), *values.shape[1:])
+        return torch.cat((values, rest))
+
+    if len(found.images) == size:
+        return found
+    judged = Judged(*(longer(part) for part in found.judged))  # type: ignore[arg-type]
+    rest = {
+        name: longer(getattr(found, name, None)) for name in Attacked._fields if name != "judged"
+    }
+    return Attacked(judged=judged, **rest)  # type: ignore[arg-type]
 
 
 def _detected(subject: nn.Module, verdict: Judged, count: int) -> np.ndarray[Any, Any]:

@@ -17,6 +17,7 @@ from unperturb.explain.logit_change import LogitChange, logit_change
 from unperturb.explain.logit_change_figure import (
     figure_bars,
     figure_changes,
+    figure_roc,
     figure_statistic,
 )
 from unperturb.explain.mean_logit import MeanLogits, mean_logits
@@ -61,6 +62,7 @@ __all__ = [
     "figure_mean_logits",
     "figure_overlap",
     "figure_panels",
+    "figure_roc",
     "figure_statistic",
     "figure_supporting",
     "gradcam",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from unperturb.audit.statistics import accuracy
 from unperturb.checks import check_images
 from unperturb.context import Context
 from unperturb.defense import Defense
@@ -29,6 +30,7 @@ def approach(
     attacked: Tensor,
     *,
     steps: Sequence[int],
+    labels: Tensor | None = None,
     batch_size: int = 128,
     show: bool = False,
 ) -> list[dict[str, Any]]:
@@ -42,6 +44,7 @@ def approach(
         clean: Clean images (N, C, H, W) in [0, 1].
         attacked: The same images, attacked.
         steps: Numbers of steps, increasing, the first at least 0.
+        labels: True labels (N,), if accuracies are asked for.
         batch_size: Images at a time.
         show: Show a progress bar on standard error.
 
@@ -49,8 +52,11 @@ def approach(
         For each number of steps the medians over images of mean squared errors (per pixel):
         ``reconstruction`` ``(x_N, x_attacked)``, ``to_clean`` ``(x_N, x_clean)``, ``clean`` (the
         reconstruction error of the clean image itself) and ``perturbation``
-        ``(x_attacked, x_clean)``, which does not depend on N; and ``nearer``, the share of images
-        that are nearer to the clean image than the attacked one is.
+        ``(x_attacked, x_clean)``, which does not depend on N; ``nearer``, the share of images
+        that are nearer to the clean image than the attacked one is; ``psnr``, the mean over images
+        of ``-10 log10`` of the mean squared error of the clean image's reconstruction, in dB; and
+        with ``labels`` ``right``, the classifier's accuracy on that reconstruction, and
+        ``right_clean``, on the clean image itself.
 
     Raises:
         SpecError: Another purifier, or one that gives the classifier no images.
@@ -83,6 +89,7 @@ def approach(
             settings = {**own.config(), "steps": count, "vae": own.vae}
             purifier = LatentOptimization(**settings).to(device)
             errors: dict[str, list[Tensor]] = {}
+            hits: dict[str, list[Tensor]] = {}
             for start in range(0, len(clean), batch_size):
                 rows = slice(start, start + batch_size)
                 images, came = clean[rows].to(device), attacked[rows].to(device)
@@ -90,16 +97,25 @@ def approach(
                 pairs = {
                     "reconstruction": (made, came),
                     "to_clean": (made, images),
-                    "clean": (_purified(defense, purifier, images), images),
+                    "clean": (again := _purified(defense, purifier, images), images),
                     "perturbation": (came, images),
                 }
                 for name, (one, other) in pairs.items():
                     error = (one - other).square().flatten(1).mean(1).cpu()
                     errors.setdefault(name, []).append(error)
+                if labels is None:
+                    continue
+                for name, shown in (("right", again), ("right_clean", images)):
+                    right = defense.classifier(shown).argmax(1).cpu() == labels[rows].cpu()
+                    hits.setdefault(name, []).append(right)
             joined = {name: torch.cat(parts) for name, parts in errors.items()}
             nearer = (joined["to_clean"] < joined["perturbation"]).double().mean()
             medians = {name: float(values.median()) for name, values in joined.items()}
-            found.append({"steps": count, **medians, "nearer": float(nearer)})
+            shares = {name: accuracy(torch.cat(parts).numpy()) for name, parts in hits.items()}
+            psnr = float((-10 * joined["clean"].double().clamp(min=1e-12).log10()).mean())
+            found.append(
+                {"steps": count, **medians, "nearer": float(nearer), "psnr": psnr, **shares}
+            )
             bar.update(1)
     return found
 

@@ -10,12 +10,20 @@ from torch import Tensor
 
 from unperturb.attacks import Attack, Surface, describe_attack
 from unperturb.defense import Defense
-from unperturb.errors import ConfigError, unknown_name
+from unperturb.errors import ConfigError, SpecError, unknown_name
 from unperturb.purifiers import LatentOptimization
 from unperturb.randomness import Keys
 from unperturb.threat import Threat
 
-__all__ = ["ENCODE_DECODE", "NOISE", "UNDEFENDED", "attacked_images", "gradients_of"]
+__all__ = [
+    "ENCODE_DECODE",
+    "NOISE",
+    "UNDEFENDED",
+    "attacked_images",
+    "attacked_surface",
+    "gradients_of",
+    "to_first_success",
+]
 
 NOISE = "noise"
 UNDEFENDED = "undefended"
@@ -78,7 +86,7 @@ def attacked_images(
     if isinstance(attack, str):
         bar.update(len(images))
         return _noise(images, threat, Keys.of(seed, ids, domain="explain/noise"))
-    surface = _surface(defense, gradient)
+    surface = attacked_surface(defense, gradient)
     rules = describe_attack(attack)["rules"]
     stop = "fixed" if "fixed" in rules else rules[0]
     keys = Keys.of(seed, ids, domain=f"attack/{attack.name}")
@@ -93,7 +101,54 @@ def attacked_images(
     return torch.cat(made)
 
 
-def _surface(defense: Defense, gradient: str) -> Surface:
+def to_first_success(
+    defense: Defense,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    attack: Attack,
+    threat: Threat,
+    gradient: str,
+    ids: Sequence[str],
+    seed: int,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """What an attack spends until the surface that it attacks first answers wrongly.
+
+    Arguments as of `attacked_images`, but that the attack is none of noise.
+
+    Returns:
+        Which images were turned, (N,) bool, and the gradients that were taken of each, (N,) int64.
+
+    Raises:
+        AttackError: The attack cannot be run here.
+        SpecError: It counts no gradients, or does not stop at the first success.
+    """
+    if "first-success" not in describe_attack(attack)["rules"]:
+        raise SpecError(
+            f"The attack {attack.name!r} does not stop at the first success",
+            expected="an attack that does, such as pgd-20",
+        )
+    surface = attacked_surface(defense, gradient)
+    keys = Keys.of(seed, ids, domain=f"attack/{attack.name}")
+    turned, spent = [], []
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        found = attack.run(
+            surface, images[rows], labels[rows], threat=threat, keys=keys[rows],
+            stop="first-success",
+        )  # fmt: skip
+        if found.gradients is None:
+            raise SpecError(
+                f"The attack {attack.name!r} counts no gradients", expected="one that does"
+            )
+        turned.append(found.success.cpu())
+        spent.append(found.gradients.cpu())
+    return torch.cat(turned), torch.cat(spent)
+
+
+def attacked_surface(defense: Defense, gradient: str) -> Surface:
+    """What is attacked by a gradient of ``gradients_of``."""
     if gradient == UNDEFENDED:
         return Surface(defense.classifier)
     if gradient != ENCODE_DECODE:

@@ -15,7 +15,14 @@ from unperturb.classifiers import Classifier
 from unperturb.defense import Defense
 from unperturb.errors import SpecError, unknown_name
 from unperturb.explain.given import device_of, names_of, parts_of
-from unperturb.explain.logit_attack import NOISE, UNDEFENDED, attacked_images
+from unperturb.explain.logit_attack import (
+    ENCODE_DECODE,
+    NOISE,
+    UNDEFENDED,
+    attacked_images,
+    attacked_surface,
+    to_first_success,
+)
 from unperturb.explain.logit_figures import change_figures
 from unperturb.progress import progress
 from unperturb.randomness import Keys
@@ -68,6 +75,10 @@ class LogitChange:
         threshold: Scores above it are flagged; None without a detector.
         inside: Whether the attacked images lie in the ball, (N,) bool.
         settings: Attack, threat model, gradient and seed, JSON-able.
+        further: Detector scores of further clean images (M,); None where there are none.
+        turned: Images that the attack turns when it stops at the first success, (N,) bool; None
+            where that was not asked for.
+        spent: Gradients that it takes of each image until then, (N,) int64; None as above.
     """
 
     labels: Tensor
@@ -78,6 +89,9 @@ class LogitChange:
     threshold: float | None
     inside: Tensor
     settings: dict[str, Any]
+    further: Tensor | None = None
+    turned: Tensor | None = None
+    spent: Tensor | None = None
 
     @property
     def able(self) -> Tensor:
@@ -116,6 +130,8 @@ def logit_change(
     gradient: str = UNDEFENDED,
     away_from: str = "true",
     train: Tensor | None = None,
+    further: Tensor | None = None,
+    effort: bool = False,
     ids: Sequence[str] | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -138,8 +154,12 @@ def logit_change(
         gradient: What is attacked: ``undefended`` (the bare classifier), ``encode-decode`` (the
             classifier behind the VAE with N = 0, end to end), or a backward rule of the purifier
             (the whole defense, through that gradient).
-        away_from: ``true`` label, or the one that is ``predicted`` for the clean image.
+        away_from: ``true`` label, or the one that is ``predicted`` for the clean image by what is
+            attacked (with ``encode-decode``: the classifier behind the VAE with N = 0).
         train: Clean training images, whose detector scores stand beside the others.
+        further: More clean images, of which only the detector's scores are taken: the
+            false-positive rate and the ROC curve are then of them.
+        effort: Also count the gradients that the attack takes until its first success.
         ids: Ids of the images, which name their random numbers; positions by default.
         seed: Names all random numbers.
         batch_size: Images at a time.
@@ -185,8 +205,7 @@ def logit_change(
     aim = labels
     if away_from == "predicted":
         # Whose prediction: of what is attacked.
-        answers = clean.before.argmax(1) if gradient == UNDEFENDED else clean.answers
-        aim = answers.to(device)
+        aim = _predicted(defense, clean, images, labels, keys, gradient, batch_size)
     name = NOISE if isinstance(made_by, str) else made_by.name
     with progress(total=len(images), desc=name, show=show, unit="image") as bar:
         perturbed = attacked_images(
@@ -194,11 +213,16 @@ def logit_change(
             seed=seed, batch_size=batch_size, bar=bar,
         )  # fmt: skip
     attacked = _logits(defense, classifier, perturbed, keys, batch_size)
-    scores = None
-    if train is not None:
-        own = Keys.of(seed, [f"train {row}" for row in range(len(train))], domain="explain")
-        train = train.to(device)
-        scores = _logits(defense, classifier, train, own.to(device), batch_size).scores
+    scores = [
+        None if more is None else _scores(defense, classifier, more, kind, seed, batch_size)
+        for more, kind in ((train, "train"), (further, "further"))
+    ]
+    turned = spent = None
+    if effort and not isinstance(made_by, str):
+        turned, spent = to_first_success(
+            defense, images, aim, attack=made_by, threat=threat, gradient=gradient, ids=names,
+            seed=seed, batch_size=batch_size,
+        )  # fmt: skip
     settings = {
         "attack": name,
         **threat.to_dict(),
@@ -210,10 +234,52 @@ def logit_change(
         "seed": seed,
     }
     return LogitChange(
-        labels.cpu(), tuple(names), clean, attacked, scores,
+        labels.cpu(), tuple(names), clean, attacked, scores[0],
         None if defense.detector is None else defense.detector.threshold,
-        threat.contains(perturbed, images).cpu(), settings,
+        threat.contains(perturbed, images).cpu(), settings, scores[1], turned, spent,
     )  # fmt: skip
+
+
+def _predicted(
+    defense: Defense,
+    clean: Logits,
+    images: Tensor,
+    labels: Tensor,
+    keys: Keys,
+    gradient: str,
+    batch_size: int,
+) -> Tensor:
+    """What is attacked answers of the clean images, (N,); the true label where it says NaN."""
+    if gradient == UNDEFENDED:
+        said = clean.before.argmax(1)
+    elif gradient == ENCODE_DECODE:
+        surface = attacked_surface(defense, gradient)
+        starts = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+        said = torch.cat([surface.judge(images[r], labels[r], keys[r]).predictions for r in starts])
+    else:
+        said = clean.answers
+    said = said.to(labels.device)
+    return torch.where(said < 0, labels, said)
+
+
+def _scores(
+    defense: Defense,
+    classifier: Classifier,
+    images: Tensor,
+    kind: str,
+    seed: int,
+    batch_size: int,
+) -> Tensor:
+    """The detector's scores of images that are looked at for nothing else, (N,)."""
+    keys = Keys.of(seed, [f"{kind} {row}" for row in range(len(images))], domain="explain")
+    device = device_of(classifier)
+    found = [
+        _logits(defense, classifier, images[rows].to(device), keys[rows].to(device), batch_size)
+        for rows in (
+            slice(start, start + batch_size) for start in range(0, len(images), batch_size)
+        )
+    ]
+    return torch.cat([part.scores for part in found])
 
 
 @torch.no_grad()

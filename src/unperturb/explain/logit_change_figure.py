@@ -19,11 +19,12 @@ from unperturb.explain.canvas import (
     small_print,
 )
 from unperturb.explain.logit_change import LogitChange
+from unperturb.explain.logit_figures import roc
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figure_bars", "figure_changes", "figure_statistic"]
+__all__ = ["figure_bars", "figure_changes", "figure_roc", "figure_statistic"]
 
 _CLEAN, _TRAIN, _ATTACKED, _OTHERS = "#2b5c9e", "#57a3a0", "#d9822b", "#9aa4ae"
 _BINS = 40
@@ -178,6 +179,44 @@ def figure_changes(found: LogitChange, *, classes: Sequence[str] = ()) -> Figure
         right.set_ylabel("share", fontsize=8, color=MUTED)
         right.legend(frameon=False, fontsize=8, labelcolor=INK)
     _foot(figure, foot, 0.6 / width, 0.08 / height)
+    return figure
+
+
+def figure_roc(found: LogitChange) -> Figure:
+    """The detector's ROC curves: of all attacked images, and of successful attacks alone.
+
+    Args:
+        found: What `logit_change` found.
+
+    Returns:
+        A matplotlib figure; `save_figure` writes it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    negatives = found.clean.scores if found.further is None else found.further
+    foot = small_print([*_caption(found), f"{len(negatives):,} clean test images"], 4.0)
+    width, height = 4.6, 3.9 + 0.13 * len(foot)
+    figure = new_figure(width, height)
+    base = 0.75 + 0.13 * len(foot)
+    box = (0.65 / width, base / height, (width - 0.85) / width, (height - base - 0.2) / height)
+    axes = figure.add_axes(box)
+    scores = found.attacked.scores
+    sets = {"all attacked images": scores, "successful attacks": scores[found.successful]}
+    for (name, some), color in zip(sets.items(), (_CLEAN, _ATTACKED), strict=True):
+        if len(some):
+            points = sorted(roc(negatives, some, points=201))
+            label = f"{name} (n = {len(some):,})"
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.4, label=label)
+    if found.threshold is not None:
+        at = [float((part > found.threshold).double().mean()) for part in (negatives, scores)]
+        axes.plot(*at, marker="o", color=WRONG, linestyle="", label="the threshold, all attacked")
+    axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8, linestyle="--")
+    _tidy(axes)
+    axes.set_xlabel("clean test images flagged", fontsize=8, color=MUTED)
+    axes.set_ylabel("attacked images flagged", fontsize=8, color=MUTED)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    _foot(figure, foot, 0.65 / width, 0.08 / height)
     return figure
 
 

@@ -33,6 +33,11 @@ def change_figures(found: LogitChange) -> dict[str, Any]:
     attacked to the purified one, which is what ALU's decision reads; ``cases``; and the mean
     absolute changes of the true, of the adversarial and of all other classes (footnote 1 and
     Appendix E).
+
+    ``wrong_unflagged`` is the share of wrong answers that carry no flag; ``false_positives`` the
+    share of clean images above the threshold, of ``found.further`` where that is given, and so are
+    the negatives of AUROC and ROC; ``effort`` the gradients until the first success; ``right`` a
+    digit for each image, 1 where the answer is right, for comparisons image by image.
     """
     labels, clean, attacked = found.labels, found.clean, found.attacked
     accuracies = {
@@ -42,17 +47,40 @@ def change_figures(found: LogitChange) -> dict[str, Any]:
             "difference": accuracy((part.change.argmax(1) == labels).numpy()),
             "answer": accuracy((part.answers == labels).numpy()),
             "flagged": rate(part.flagged.numpy()),
+            "wrong_unflagged": rate(((part.answers != labels) & ~part.flagged).numpy()),
         }
         for name, part in (("clean", clean), ("attacked", attacked))
     }
+    # The false-positive rate and the curve are of the larger set of clean images.
+    negatives = clean.scores if found.further is None else found.further
+    threshold = found.threshold
     return {
         **accuracies,
+        "false_positives": None if threshold is None else rate((negatives > threshold).numpy()),
+        "effort": _effort(found),
+        "right": {
+            name: "".join("01"[int(one)] for one in part.answers == labels)
+            for name, part in (("clean", clean), ("attacked", attacked))
+        },
         "successful": _successful(found),
         "failed": _unturned(found, found.failed),
         "flagged_though_right": _flagged_though_right(found),
-        "auroc": auroc(clean.scores.double().numpy(), attacked.scores.double().numpy()),
+        "auroc": auroc(negatives.double().numpy(), attacked.scores.double().numpy()),
         "auroc_successful": _auroc(found, found.successful),
-        "roc": roc(clean.scores, attacked.scores),
+        "roc": roc(negatives, attacked.scores),
+    }
+
+
+def _effort(found: LogitChange) -> dict[str, Any] | None:
+    """Gradients until the first success, over the images that were right when clean."""
+    if found.turned is None or found.spent is None:
+        return None
+    able = found.able
+    spent = found.spent[able & found.turned].double()
+    return {
+        "turned": rate(found.turned[able].numpy()),
+        "median": float(spent.median()) if len(spent) else None,
+        "mean": _mean(spent),
     }
 
 
@@ -127,7 +155,8 @@ def _auroc(found: LogitChange, chosen: Tensor) -> float | None:
     if not bool(chosen.any()):
         return None
     attacked = found.attacked.scores[chosen]
-    return auroc(found.clean.scores.double().numpy(), attacked.double().numpy())
+    negatives = found.clean.scores if found.further is None else found.further
+    return auroc(negatives.double().numpy(), attacked.double().numpy())
 
 
 def roc(clean: Tensor, attacked: Tensor, points: int = 41) -> list[list[float]]:

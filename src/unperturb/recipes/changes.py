@@ -8,16 +8,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from unperturb.audit.statistics import paired_comparison
 from unperturb.data import ImageSet
 from unperturb.defense import Defense
 from unperturb.errors import ConfigError, MissingExtraError, UnperturbError
 from unperturb.files import short_paths, write_json
-from unperturb.recipes.render_changes import curve_values
-from unperturb.recipes.schema_parts import Change, Changes
+from unperturb.recipes.changes_figures import draw_curve, draw_quality
+from unperturb.recipes.schema_parts import OVER_ALL, Change, Changes
 from unperturb.recipes.sources import NotRunError
 from unperturb.recipes.tables import Workshop, slug
 
 __all__ = ["run_changes"]
+
+FIGURES = 2
+"""Counts up where what is kept of a subject holds more figures than before."""
 
 
 def run_changes(
@@ -38,7 +44,12 @@ def run_changes(
     files: list[str] = []
 
     def record() -> dict[str, Any]:
-        told = {"subjects": subjects, "axis": wanted.axis, "train": wanted.train}
+        told = {
+            "subjects": subjects,
+            "axis": wanted.axis,
+            "train": wanted.train,
+            "further": wanted.further,
+        }
         return {
             "changes": told,
             "files": list(files),
@@ -47,13 +58,15 @@ def run_changes(
         }
 
     for subject in wanted.subjects.values():
-        entry = {
+        entry: dict[str, Any] = {
             "name": subject.name,
             "model": subject.model,
             "defense": subject.defense,
             "place": subject.place,
             "paper": dict(subject.paper),
             "note": subject.note,
+            "against": subject.against,
+            "series": subject.series,
             "status": "done",
             "reason": "",
         }
@@ -65,9 +78,29 @@ def run_changes(
             entry |= {"status": "not run", "reason": str(reason)}
         subjects.append(entry)
         each(record())
+    measured = {entry["name"]: entry for entry in subjects if entry["status"] == "done"}
+    for entry in measured.values():
+        if entry["against"] in measured:
+            entry["paired"] = compared(entry["found"], measured[entry["against"]]["found"])
     if "curve" in wanted.draw:
-        files += _curve(shop, record(), folder)
+        files += draw_curve(shop, record(), folder)
+    if "quality" in wanted.draw:
+        files += draw_quality(shop, record(), folder)
     return record()
+
+
+def compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers of two subjects to attacked images, on the first images that both have."""
+    bits = [found["right"]["attacked"] for found in (one, other)]
+    n = min(map(len, bits))
+    first, second = (np.array([bit == "1" for bit in part[:n]]) for part in bits)
+    return {**paired_comparison(first, second, ("one", "other")), "n": n}
+
+
+def _kinds(wanted: Changes) -> list[str]:
+    """Pictures of each subject."""
+    names = [kind for kind in wanted.draw if kind not in OVER_ALL]
+    return [*names, *(["approach"] if wanted.steps else [])]
 
 
 def _measured(
@@ -88,12 +121,13 @@ def _measured(
         "train": wanted.train,
         "steps": list(wanted.steps),
         "seed": shop.seed,
+        **({"further": wanted.further} if wanted.further else {}),
+        **({"effort": True} if wanted.effort else {}),
+        "figures": FIGURES,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     kept = shop.audits / f"change-{slug(f'{subject.model} {subject.defense}')}-{digest[:8]}.json"
-    names = [kind for kind in wanted.draw if kind != "curve"]
-    names += ["approach"] if wanted.steps else []
-    files = [f"{kind}-{slug(subject.name)}.png" for kind in names]
+    files = [f"{kind}-{slug(subject.name)}.png" for kind in _kinds(wanted)]
     if kept.is_file() and all((folder / file).is_file() for file in files):
         return json.loads(kept.read_text(encoding="utf-8")), files
     shop.left()
@@ -113,21 +147,23 @@ def _run(
 ) -> tuple[dict[str, Any], list[str]]:
     from unperturb.explain import approach, logit_change
 
-    train = None
+    train = further = None
+    name = shop.recipe.models[subject.model].dataset
     if wanted.train:
-        name = shop.recipe.models[subject.model].dataset
         train = shop.sources.train(name).images(slice(0, wanted.train))
+    if wanted.further:
+        further = shop.images.get(name, wanted.further).images()
     try:
         made = logit_change(
             defense, images.images(), images.labels, attack=subject.attack, threat=subject.threat,
-            gradient=subject.gradient, away_from=subject.away_from, train=train, ids=images.ids,
-            seed=shop.seed, show=shop.show,
+            gradient=subject.gradient, away_from=subject.away_from, train=train, further=further,
+            effort=wanted.effort, ids=images.ids, seed=shop.seed, show=shop.show,
         )  # fmt: skip
         found = {**made.to_dict(), "data": short_paths(images.source)}
         if wanted.steps:
             found["approach"] = approach(
                 defense, made.clean.images, made.attacked.images, steps=wanted.steps,
-                show=shop.show,
+                labels=images.labels, show=shop.show,
             )  # fmt: skip
     except UnperturbError as error:
         raise ConfigError(
@@ -154,6 +190,7 @@ def _draw(
         figure_approach,
         figure_bars,
         figure_changes,
+        figure_roc,
         figure_statistic,
         save_figure,
     )
@@ -162,41 +199,12 @@ def _draw(
         "bars": lambda: figure_bars(made, classes=images.classes),
         "statistic": lambda: figure_statistic(made),
         "changes": lambda: figure_changes(made, classes=images.classes),
+        "roc": lambda: figure_roc(made),
         "approach": lambda: figure_approach(found["approach"]),
     }
-    names = [kind for kind in wanted.draw if kind != "curve"]
-    names += ["approach"] if wanted.steps else []
     files = []
-    for kind in names:
+    for kind in _kinds(wanted):
         file = f"{kind}-{slug(subject.name)}.png"
         save_figure(draw[kind](), folder / file)
         files.append(file)
     return files
-
-
-def _curve(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[str]:
-    """Accuracies and detection rate against the place of the subjects (Figures 3 and 4)."""
-    from unperturb.explain import save_figure
-    from unperturb.explain.canvas import INK, MUTED, new_figure
-
-    lines = curve_values(record["changes"])
-    if not lines:
-        return []
-    try:
-        figure = new_figure(6.0, 3.6)
-    except MissingExtraError as error:
-        shop.say(f"no picture: {error}")
-        return []
-    axes = figure.add_axes((0.11, 0.15, 0.86, 0.8))
-    places = [place for values in lines.values() for place, _ in values]
-    for label, values in lines.items():
-        axes.plot(*zip(*values, strict=True), label=label, marker="o", markersize=3, linewidth=1.4)
-    if min(places) >= 0 and max(places) > 20 * max(min(p for p in places if p > 0), 1e-9):
-        axes.set_xscale("symlog", linthresh=min(place for place in places if place > 0))
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel(record["changes"]["axis"], fontsize=8, color=MUTED)
-    axes.set_ylabel("share of images", fontsize=8, color=MUTED)
-    axes.tick_params(labelsize=7, labelcolor=MUTED)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    save_figure(figure, folder / "curve.png")
-    return ["curve.png"]

@@ -10,7 +10,7 @@ from unperturb.errors import ConfigError, unknown_name
 from unperturb.recipes.parse_fits import threat
 from unperturb.recipes.reading import Section, number, overlay
 from unperturb.recipes.schema import Model
-from unperturb.recipes.schema_parts import DRAWN_CHANGES, Change, Changes
+from unperturb.recipes.schema_parts import DRAWN_CHANGES, OVER_ALL, Change, Changes
 from unperturb.threat import Threat
 
 __all__ = ["parse_changes"]
@@ -39,6 +39,7 @@ def parse_changes(
         )
     if not subjects:
         raise ConfigError(f"{part.where} has no subjects", expected="subjects: at least one")
+    _check_against(part.where, subjects)
     draw = part.texts("draw", ())
     for name in draw:
         if name not in DRAWN_CHANGES:
@@ -49,7 +50,12 @@ def parse_changes(
         raise ConfigError(
             f"{part.where}: steps is {steps!r}"[:300], expected="increasing whole numbers from 0 on"
         )
-    if "curve" in draw and any(subject.place is None for subject in subjects.values()):
+    if "quality" in draw and not steps:
+        raise ConfigError(
+            f"{part.where} draws quality without steps", expected="steps: [0, 10, 50], for example"
+        )
+    placed = all(subject.place is not None for subject in subjects.values())
+    if set(OVER_ALL) & set(draw) and not placed:
         raise ConfigError(
             f"{part.where} draws a curve, and a subject has no place on its axis",
             expected="place: a number, in every subject",
@@ -60,9 +66,20 @@ def parse_changes(
         draw=draw,
         axis=part.text("axis", ""),
         steps=tuple(steps),
+        further=part.whole("further", 0, least=0),
+        effort=part.flag("effort", False),
     )
     part.end()
     return found
+
+
+def _check_against(where: str, subjects: Mapping[str, Change]) -> None:
+    """Refuse comparisons with nothing, and with other images."""
+    for one in subjects.values():
+        if one.against is None:
+            continue
+        if one.against not in subjects:
+            raise unknown_name(f"subject ({where}: {one.name}: against)", one.against, subjects)
 
 
 def _subject(
@@ -95,6 +112,8 @@ def _subject(
         place=part.number("place", None),
         paper=dict(paper),
         note=part.text("note", ""),
+        against=part.text("against", None),
+        series=part.text("series", ""),
     )
     part.end()
     if found.attack != NOISE:

@@ -21,8 +21,13 @@ __all__ = [
     "approach_lines",
     "changes_part",
     "curve_values",
+    "detector_table",
+    "done_of",
+    "effort_table",
     "failed_table",
+    "paired_table",
     "pattern_table",
+    "quality_table",
 ]
 
 Part = Mapping[str, Any]
@@ -38,8 +43,13 @@ def changes_part(record: Record) -> list[str]:
             lines += [f"{subject['name']}: not run: {cell_text(subject['reason'])}", ""]
     if not done_of(told):
         return lines
-    for table in (accuracy_table, pattern_table, failed_table, approach_lines):
-        lines += [*table(told), ""]
+    tables = (
+        accuracy_table, detector_table, paired_table, effort_table, pattern_table, failed_table,
+        quality_table, approach_lines,
+    )  # fmt: skip
+    for table in tables:
+        if part := table(told):
+            lines += [*part, ""]
     return lines
 
 
@@ -83,6 +93,107 @@ def accuracy_table(told: Part) -> list[str]:
         if subject["note"]
     ]
     return [*lines, *(["", *notes] if notes else [])]
+
+
+def paired_table(told: Part) -> list[str]:
+    """Subjects that are compared with another, image by image; nothing where none is."""
+    pairs = [subject for subject in done_of(told) if subject.get("paired")]
+    if not pairs:
+        return []
+    lines = [
+        "Image by image, the defense under attack: on the first images that both have. Newcombe's "
+        "95 % intervals, exact McNemar test.",
+        "",
+        *header_of(["", "compared with", "this", "that", "difference", "only this right",
+                    "only that right", "McNemar p", "n"]),
+    ]  # fmt: skip
+    for subject in pairs:
+        found = subject["paired"]
+        low, high = found["interval"]
+        lines.append(
+            line_of([
+                cell_text(subject["name"]), cell_text(subject["against"]),
+                f"{found['one']['accuracy']:.1%}", f"{found['other']['accuracy']:.1%}",
+                f"{found['difference']:+.1%} ({low:+.1%} to {high:+.1%})",
+                f"{found['only_one']}", f"{found['only_other']}", f"{found['mcnemar_p']:.3g}",
+                f"{found['n']:,}",
+            ])
+        )  # fmt: skip
+    return lines
+
+
+def detector_table(told: Part) -> list[str]:
+    """What the threshold flags, and wrong answers that it does not; nothing without a detector."""
+    subjects = [one for one in done_of(told) if one["found"]["false_positives"] is not None]
+    if not subjects:
+        return []
+    lines = [
+        "What the detector's threshold does. False positives and AUROC are over clean test images "
+        "(n in brackets, Wilson 95 % intervals).",
+        "",
+        *header_of(["", "false positives", "attacked images flagged", "successful attacks flagged",
+                    "clean: wrong and not flagged", "attacked: wrong and not flagged", "AUROC",
+                    "AUROC, successful"]),
+    ]  # fmt: skip
+    for subject in subjects:
+        found = subject["found"]
+        areas = ("" if found[key] is None else f"{found[key]:.3f}"
+                 for key in ("auroc", "auroc_successful"))  # fmt: skip
+        lines.append(
+            line_of([
+                cell_text(subject["name"]), share_text(found["false_positives"]),
+                share_text(found["attacked"]["flagged"]),
+                share_text(found["successful"]["flagged"]),
+                share_text(found["clean"]["wrong_unflagged"]),
+                share_text(found["attacked"]["wrong_unflagged"]), *areas,
+            ])
+        )  # fmt: skip
+    return lines
+
+
+def effort_table(told: Part) -> list[str]:
+    """Gradients until the first success; nothing where they were not counted."""
+    subjects = [one for one in done_of(told) if one["found"]["effort"] is not None]
+    if not subjects:
+        return []
+    lines = [
+        "What the attack spends on an image until what it attacks first answers wrongly, over the "
+        "images that are right when clean.",
+        "",
+        *header_of(["", "turned", "gradients to the first success, median", "mean"]),
+    ]
+    for subject in subjects:
+        effort = subject["found"]["effort"]
+        middle, mean = effort["median"], effort["mean"]
+        lines.append(
+            line_of([
+                cell_text(subject["name"]), share_text(effort["turned"]),
+                "" if middle is None else f"{middle:g}", "" if mean is None else f"{mean:.3g}",
+            ])
+        )  # fmt: skip
+    return lines
+
+
+def quality_table(told: Part) -> list[str]:
+    """What purification leaves of clean images, against the steps; nothing without steps."""
+    subjects = [one for one in done_of(told) if one["found"].get("approach")]
+    if not subjects:
+        return []
+    lines = [
+        "Clean test images, purified: the mean of their PSNR, and the classifier on them.",
+        "",
+        *header_of(["", "steps N", "PSNR", "classifier right", "not purified"]),
+    ]
+    for subject in subjects:
+        for number, row in enumerate(subject["found"]["approach"]):
+            name = "" if number else cell_text(subject["name"])
+            lines.append(
+                line_of([
+                    name, str(row["steps"]), f"{row['psnr']:.2f} dB", accuracy_text(row["right"]),
+                    accuracy_text(row["right_clean"]),
+                ])
+            )  # fmt: skip
+    return lines
 
 
 def pattern_table(told: Part) -> list[str]:
@@ -171,6 +282,10 @@ def curve_values(told: Part) -> dict[str, list[tuple[float, float]]]:
             "attacked, flagged": found["attacked"]["flagged"]["rate"],
             "clean, flagged": found["clean"]["flagged"]["rate"],
         }
+        if subject.get("series"):
+            # A second series has the two lines that say whether it serves as well.
+            values = {f"{subject['series']}: {label}": values[label]
+                      for label in ("attacked, right", "attacked, flagged")}  # fmt: skip
         for label, value in values.items():
             lines.setdefault(label, []).append((float(subject["place"] or 0.0), float(value)))
     return lines

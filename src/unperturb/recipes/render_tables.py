@@ -44,6 +44,8 @@ def accuracy_tables(record: Record) -> list[str]:
         if row.get("attack"):
             threat = row["threat"] or record["threat"]
             lines += [f"Attack: `{row['attack']}`, {threat_text(threat)}.", ""]
+        for name, attack in (row.get("attacks") or {}).items():
+            lines += [f"{name}: `{attack}` in the place of the column's attack.", ""]
         lines += [*_section(record, row), ""]
         lines += [*draw_lines(record, row["name"]), *gradient_lines(record, row["name"])]
     lines += pair_lines(record)
@@ -60,6 +62,18 @@ def legend(record: Record) -> list[str]:
         "Each line states where its attacks stop, in the order of the attackers: figures of "
         "different rules, or on other numbers of images, are not to be compared."
     )
+    counts = {cell["draws"]["n"] for cell in record.get("cells", ()) if cell.get("draws")}
+    if counts:
+        draws = " or ".join(str(count) for count in sorted(counts))
+        found.append(
+            "Of a random defense these are the images that more than half of its "
+            f"{draws} fresh draws get right; single draws, of which most papers' figures are, "
+            "stand below."
+        )
+    if not record.get("side_effects", True):
+        found.append(
+            "Benign changes and the controls of label leaking were not measured in these audits."
+        )
     if any(row["model"] and row["defense"] is None for row in record["rows"]):
         found.append(
             "Where there is no defense both attackers know all there is: they differ in where they "
@@ -75,7 +89,8 @@ def _section(record: Record, row: Mapping[str, Any]) -> list[str]:
     )
     names = ["", *(["paper, undefended"] if quoted else []), "paper"]
     if defended:
-        names += [f"undefended, {attacker}" for attacker in attackers]
+        bare = f"without it: {row['baseline']}" if row.get("baseline") else "undefended"
+        names += [f"{bare}, {attacker}" for attacker in attackers]
     ours = f"with {row['defense']}" if defended else "ours"
     names += [f"{ours}, {attacker}" for attacker in attackers]
     lines = header_of([*names, "n", "stops at"])

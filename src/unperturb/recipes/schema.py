@@ -190,7 +190,9 @@ class Column:
 
     def attack_of(self, row: Row) -> str | None:
         """The attack on a row; None for clean images."""
-        return row.attack if self.attack == OWN else self.attack
+        if self.attack is None:
+            return None
+        return row.attacks.get(self.name) or (row.attack if self.attack == OWN else self.attack)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,20 +203,28 @@ class Row:
         name: Its heading.
         model: Its classifier; None for a row that only quotes the paper.
         defense: Name of one of the recipe's defenses; None for none.
+        baseline: The classifier that its gain is measured against, where that is not its own
+            without the defense, as for one that was trained behind the defense's VAE.
         attack: Attack of the columns that leave it to the row; None where there are none.
         threat: Threat model where it is not the recipe's.
         paper: The paper's figure by column, in percent; a text says why there is none.
         bare: The paper's figure without the defense, where it states one.
+        attacks: Attacks by column in the place of the column's, as where the column's is made for
+            random defenses and the row is not random.
+        skips: Why it is not run, by column.
         note: What is to be said of it, and for a quoted row why it is not run.
     """
 
     name: str
     model: str | None
     defense: str | None = None
+    baseline: str | None = None
     attack: str | None = None
     threat: Threat | None = None
     paper: Mapping[str, float | str] = field(default_factory=dict)
     bare: Mapping[str, float | str] = field(default_factory=dict)
+    attacks: Mapping[str, str] = field(default_factory=dict)
+    skips: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
 
@@ -310,8 +320,12 @@ class Recipe:
             ``{"network": NAME}`` for a network, ``{"threshold": NAME}`` for a threshold.
         threat: The threat model.
         attackers: Some of ``oblivious`` and ``adaptive``.
-        batch_size: Images in a unit of an audit.
+        batch_size: Images in a unit of an audit: 125, which divides the usual n of 1,000 into eight
+            units, where a recipe says nothing. One whose n is no multiple of that says its own: a
+            last unit of a few images costs almost as much as a whole one.
         scoring_draws: Fresh draws on which a random defense is scored.
+        side_effects: Whether audits look at what is no attack: benign changes, and the controls
+            of label leaking.
         columns: By name.
         rows: By name.
         pairs: Rows that are compared image by image.
@@ -341,6 +355,7 @@ class Recipe:
     columns: Mapping[str, Column]
     rows: Mapping[str, Row]
     scoring_draws: int = DRAWS
+    side_effects: bool = True
     pairs: tuple[Pair, ...] = ()
     panels: tuple[Panel, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
@@ -354,3 +369,7 @@ class Recipe:
     explanation: Explanation | None = None
     changes: Changes | None = None
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def ours(self, row: Row) -> bool:
+        """Whether a row is run in any column."""
+        return row.model is not None and not set(self.columns) <= set(row.skips)

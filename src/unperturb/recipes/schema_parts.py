@@ -12,6 +12,7 @@ __all__ = [
     "DRAWINGS",
     "DRAWN_CHANGES",
     "NETWORKS",
+    "OVER_ALL",
     "PARTS",
     "Bank",
     "Change",
@@ -32,8 +33,12 @@ PARTS = ("train", "test", "selected")
 NETWORKS = ("vae", "denoiser", "gan", "mae", "atop")
 """Kinds of networks, as ``unperturb fit`` has them."""
 
-DRAWN_CHANGES = ("bars", "statistic", "changes", "curve")
-"""Pictures of logit changes: Figures 6, 2 and 7 of ALU, and Figures 3 and 4."""
+DRAWN_CHANGES = ("bars", "statistic", "changes", "roc", "curve", "quality")
+"""Pictures of logit changes: Figures 6, 2 and 7 of ALU, the detector's curve, Figures 3 and 4, and
+what purification leaves of clean images."""
+
+OVER_ALL = ("curve", "quality")
+"""Those of them that show all subjects at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +191,8 @@ class Change:
         place: Place on the axis of a curve; None where there is none.
         paper: The paper's figures by name, in percent.
         note: What is to be said of it.
+        against: The subject that it is compared with image by image; None for none.
+        series: Which lines of a curve it belongs to; the usual ones without a name.
     """
 
     name: str
@@ -197,6 +204,8 @@ class Change:
     n: int
     threat: Threat
     place: float | None = None
+    against: str | None = None
+    series: str = ""
     paper: Mapping[str, float | str] = field(default_factory=dict)
     note: str = ""
 
@@ -211,6 +220,8 @@ class Changes:
         draw: Some of ``DRAWN_CHANGES``.
         axis: What the axis of a curve says.
         steps: Numbers of steps at which the distance to the clean image is measured; empty: not.
+        further: Clean test images whose scores give false positives and ROC; 0: those attacked.
+        effort: Whether the gradients until the first success are counted.
     """
 
     subjects: Mapping[str, Change]
@@ -218,3 +229,5 @@ class Changes:
     draw: tuple[str, ...] = ()
     axis: str = ""
     steps: tuple[int, ...] = ()
+    further: int = 0
+    effort: bool = False
