@@ -28,6 +28,7 @@ from unperturb.recipes import (
 from unperturb.recipes import models as models_module
 from unperturb.recipes import tables as tables_module
 from unperturb.recipes.models import Models
+from unperturb.recipes.needs import subjects
 from unperturb.recipes.sources import NotRunError, Sources
 
 Table = tuple[Path, dict[str, Any]]
@@ -186,6 +187,44 @@ def test_an_attacker_that_a_column_leaves_out_says_why(
         }
     assert record["left_out"] == ["it takes days: bare, DDN; purified, DDN"]
     assert "not run: it takes days" in (tmp_path / "fewer" / "table.md").read_text("utf-8")
+
+
+def test_a_row_has_attacks_of_its_own_and_says_what_it_leaves_out(
+    tiny: Path, tiny_models: Path, tmp_path: Path
+) -> None:
+    text = tiny.read_text(encoding="utf-8")
+    text = text.replace("bare: {model: net,", "bare: {model: net, attacks: {FGSM: bim-2},")
+    text += "  left: {model: net, defense: tpap, not_run: hours}\n"
+    text += "  mostly: {model: net, defense: tpap, not_run: {Clean: nothing, DDN: it takes days}}\n"
+    tiny.write_text(text + "side_effects: false\n", encoding="utf-8")
+    assert len(subjects(load_recipe(tiny, scale="smoke"))) == 2
+    told: list[str] = []
+    record = reproduce(
+        tiny, scale="smoke", out=tmp_path / "out", models_dir=tiny_models, say=told.append
+    )
+    found = {(c["row"], c["column"], c["attacker"]): c for c in record["cells"]}
+    assert found["bare", "FGSM", "adaptive"]["attack"] == "bim-2"
+    assert found["purified", "FGSM", "adaptive"]["attack"] == "fgsm"
+    assert [c["reason"] for c in record["cells"] if c["row"] == "left"] == ["hours"] * 5
+    assert "row left: not run" in told
+    states = {key[1]: cell["status"] for key, cell in found.items() if key[0] == "mostly"}
+    assert states == {"Clean": "not run", "FGSM": "done", "DDN": "not run"}
+    assert (
+        found["mostly", "FGSM", "oblivious"]["accuracy"]
+        == (found["purified", "FGSM", "oblivious"]["accuracy"])
+    )
+    assert record["left_out"] == [
+        "hours: left, Clean; left, FGSM; left, DDN", "nothing: mostly, Clean",
+        "it takes days: mostly, DDN",
+    ]  # fmt: skip
+    page = (tmp_path / "out" / "table.md").read_text("utf-8")
+    assert "FGSM: `bim-2` in the place of the column's attack." in page
+    # What is no attack was not looked at, and the page says so.
+    assert all(audit["control"] is None for audit in record["audits"].values())
+    for folder in (tmp_path / "out" / "audits").iterdir():
+        plan = json.loads((folder / "plan.json").read_text("utf-8"))
+        assert plan["settings"]["benign"] == []
+    assert "Benign changes and the controls of label leaking were not measured" in page
 
 
 def test_training_stops_between_epochs_and_ends_with_the_same_weights(

@@ -89,6 +89,7 @@ def audit(
     name: str | None = None,
     data: dict[str, Any] | None = None,
     probe_images: int | None = None,
+    side_effects: bool = True,
     outside: Mapping[str, str | Path | Tensor] | None = None,
     show: bool = False,
     announce: Callable[[str], None] | None = None,
@@ -131,6 +132,9 @@ def audit(
         probe_images: Images, from the first, on which the strength of one attack is varied: the
             security curve, a huge eps, more steps, more draws. What the suite says by default (a
             list of attacks has none); 0 for none.
+        side_effects: Whether to look at what is no attack, too: benign changes of the images, an
+            attack too small to matter, and the control that steps away from the predicted label.
+            They answer other questions, and cost a random defense much of its scoring.
         outside: Adversarial images made by any other tool, by name: a folder, a file or a tensor
             in the order of the images; see ``unperturb.audit.outside``.
         show: Show a progress bar with the time left.
@@ -216,8 +220,8 @@ def audit(
         goals=adaptive_goals(target),
         baseline_backwards=adaptive_backwards(compared),
         baseline_goals=adaptive_goals(compared),
-        benign=_benign(chosen, own_baseline=own_baseline) if has_defense else (),
-        control=chosen.control if has_defense else None,
+        benign=_benign(chosen, own_baseline=own_baseline) if has_defense and side_effects else (),
+        control=chosen.control if has_defense and side_effects else None,
         probe=chosen.probing,
         outside=tuple(facts for facts, _ in given.values()),
         suite=chosen.suite,

@@ -20,7 +20,11 @@ __all__ = [
 
 def subjects(recipe: Recipe) -> list[tuple[str, str | None]]:
     """Models with the defense around them that a recipe audits or draws."""
-    found = [(row.model, row.defense) for row in recipe.rows.values() if row.model is not None]
+    found = [
+        (row.model, row.defense)
+        for row in recipe.rows.values()
+        if row.model is not None and recipe.ours(row)
+    ]
     found += recipe.figure.get("subjects", {}).values()
     found += [
         (variant(recipe, s, value).name, s.defense) for s in recipe.sweeps for value in s.values

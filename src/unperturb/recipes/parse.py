@@ -101,6 +101,7 @@ def parse_recipe(name: str, body: Mapping[str, Any], scale: str) -> Recipe:
         attackers=attackers,
         batch_size=top.whole("batch_size", 125),
         scoring_draws=top.whole("scoring_draws", DRAWS, least=2),
+        side_effects=top.flag("side_effects", True),
         columns=columns,
         rows={
             key: _row(key, part, models, defenses, columns)
@@ -158,7 +159,8 @@ def _check(recipe: Recipe) -> None:
         _check_row(recipe, row)
     check_pairs(recipe)
     named = [column.attack for column in recipe.columns.values() if column.attack != OWN]
-    for attack in (*named, *(row.attack for row in recipe.rows.values())):
+    own = [one for row in recipe.rows.values() for one in (row.attack, *row.attacks.values())]
+    for attack in (*named, *own):
         if attack is not None:
             resolve_attacks(attack)
     _check_defenses(recipe)
@@ -266,6 +268,8 @@ def _row(
         threat=_maybe_threat(part),
         paper=_quoted(part, columns),
         bare=_quoted(part, columns, "bare"),
+        attacks=_attacks(part, columns),
+        skips=_row_skips(part, columns),
         note=part.text("note", ""),
     )
     part.end()
@@ -273,6 +277,31 @@ def _row(
         raise ConfigError(
             f"{part.where} has no model", expected="a model, or a note that says why there is none"
         )
+    return found
+
+
+def _attacks(part: Section, columns: Mapping[str, Column]) -> dict[str, str]:
+    """Attacks of a row's own, by column."""
+    own = part.section("attacks", {})
+    found = {
+        name: own.text(name)
+        for name, column in columns.items()
+        if name in own and column.attack is not None
+    }
+    own.known(name for name, column in columns.items() if column.attack is not None)
+    own.end()
+    return found
+
+
+def _row_skips(part: Section, columns: Iterable[str]) -> dict[str, str]:
+    """Why a row is not run: one text for all columns, or texts by column."""
+    given = part.any("not_run", {})
+    if isinstance(given, str):
+        return dict.fromkeys(columns, given)
+    section = Section(given, f"{part.where}: not_run")
+    found = {name: section.text(name) for name in columns if name in section}
+    section.known(columns)
+    section.end()
     return found
 
 

@@ -151,7 +151,8 @@ def _timed(net: Classifier, images: torch.Tensor) -> float:
 def _audits(shop: Workshop, speeds: dict[str, float]) -> tuple[float, list[str]]:
     total, told = 0.0, []
     for row in shop.recipe.rows.values():
-        if row.model is None or shop.models.plan(row.model)[0] == "unavailable":
+        able = row.model is not None and shop.recipe.ours(row)
+        if not able or shop.models.plan(str(row.model))[0] == "unavailable":
             told.append(f"row {row.name}: not run")
             continue
         try:

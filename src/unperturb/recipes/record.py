@@ -45,6 +45,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
         },
         "threat": recipe.threat.to_dict(),
         "attackers": list(recipe.attackers),
+        **({} if recipe.side_effects else {"side_effects": False}),
         "rows": [
             {
                 "name": row.name,
@@ -52,6 +53,7 @@ def head(recipe: Recipe, seed: int) -> dict[str, Any]:
                 "defense": row.defense,
                 "note": row.note,
                 **({"attack": row.attack} if row.attack else {}),
+                **({"attacks": dict(row.attacks)} if row.attacks else {}),
                 "threat": row.threat.to_dict() if row.threat else None,
             }
             for row in recipe.rows.values()

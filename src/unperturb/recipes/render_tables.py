@@ -44,6 +44,8 @@ def accuracy_tables(record: Record) -> list[str]:
         if row.get("attack"):
             threat = row["threat"] or record["threat"]
             lines += [f"Attack: `{row['attack']}`, {threat_text(threat)}.", ""]
+        for name, attack in (row.get("attacks") or {}).items():
+            lines += [f"{name}: `{attack}` in the place of the column's attack.", ""]
         lines += [*_section(record, row), ""]
         lines += [*draw_lines(record, row["name"]), *gradient_lines(record, row["name"])]
     lines += pair_lines(record)
@@ -60,6 +62,10 @@ def legend(record: Record) -> list[str]:
         "Each line states where its attacks stop, in the order of the attackers: figures of "
         "different rules, or on other numbers of images, are not to be compared."
     )
+    if not record.get("side_effects", True):
+        found.append(
+            "Benign changes and the controls of label leaking were not measured in these audits."
+        )
     if any(row["model"] and row["defense"] is None for row in record["rows"]):
         found.append(
             "Where there is no defense both attackers know all there is: they differ in where they "

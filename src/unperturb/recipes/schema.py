@@ -190,7 +190,9 @@ class Column:
 
     def attack_of(self, row: Row) -> str | None:
         """The attack on a row; None for clean images."""
-        return row.attack if self.attack == OWN else self.attack
+        if self.attack is None:
+            return None
+        return row.attacks.get(self.name) or (row.attack if self.attack == OWN else self.attack)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +207,9 @@ class Row:
         threat: Threat model where it is not the recipe's.
         paper: The paper's figure by column, in percent; a text says why there is none.
         bare: The paper's figure without the defense, where it states one.
+        attacks: Attacks by column in the place of the column's, as where the column's is made for
+            random defenses and the row is not random.
+        skips: Why it is not run, by column.
         note: What is to be said of it, and for a quoted row why it is not run.
     """
 
@@ -215,6 +220,8 @@ class Row:
     threat: Threat | None = None
     paper: Mapping[str, float | str] = field(default_factory=dict)
     bare: Mapping[str, float | str] = field(default_factory=dict)
+    attacks: Mapping[str, str] = field(default_factory=dict)
+    skips: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
 
@@ -312,6 +319,8 @@ class Recipe:
         attackers: Some of ``oblivious`` and ``adaptive``.
         batch_size: Images in a unit of an audit.
         scoring_draws: Fresh draws on which a random defense is scored.
+        side_effects: Whether audits look at what is no attack: benign changes, and the controls
+            of label leaking.
         columns: By name.
         rows: By name.
         pairs: Rows that are compared image by image.
@@ -341,6 +350,7 @@ class Recipe:
     columns: Mapping[str, Column]
     rows: Mapping[str, Row]
     scoring_draws: int = DRAWS
+    side_effects: bool = True
     pairs: tuple[Pair, ...] = ()
     panels: tuple[Panel, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
@@ -354,3 +364,7 @@ class Recipe:
     explanation: Explanation | None = None
     changes: Changes | None = None
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def ours(self, row: Row) -> bool:
+        """Whether a row is run in any column."""
+        return row.model is not None and not set(self.columns) <= set(row.skips)

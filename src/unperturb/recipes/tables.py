@@ -150,7 +150,7 @@ def groups(recipe: Recipe, row: Row) -> list[Group]:
     usual = row.threat or recipe.threat
     found: dict[tuple[Any, ...], list[Column]] = {}
     for column in recipe.columns.values():
-        if column.attack is not None:
+        if column.attack is not None and column.name not in row.skips:
             threat, attackers = column.threat or usual, column.attackers(recipe.attackers)
             key = (threat.norm, threat.eps, column.n, attackers, column.selected, column.gradients)
             found.setdefault(key, []).append(column)
@@ -176,12 +176,17 @@ def run_rows(
             quoted = not_run(shop.recipe, row, shop.recipe.columns.values(), row.note)
             found.cells += [{**cell, "status": "quoted"} for cell in quoted]
             continue
+        for name, reason in row.skips.items():
+            found.cells += not_run(shop.recipe, row, [shop.recipe.columns[name]], reason)
+        if not shop.recipe.ours(row):
+            continue
+        meant = [column for name, column in shop.recipe.columns.items() if name not in row.skips]
         try:
             had = shop.models.get(row.model)
             found.models[row.model] = had.facts
             subject = shop.subject(row.model, row.defense)
         except NotRunError as reason:
-            found.cells += not_run(shop.recipe, row, shop.recipe.columns.values(), str(reason))
+            found.cells += not_run(shop.recipe, row, meant, str(reason))
             continue
         _row(shop, row, had.classifier, subject, found, each)
 
@@ -195,7 +200,8 @@ def _row(
     each: Callable[[Cells], None],
 ) -> None:
     recipe = shop.recipe
-    clean = [column for column in recipe.columns.values() if column.attack is None]
+    plain = [column for column in recipe.columns.values() if column.attack is None]
+    clean = [column for column in plain if column.name not in row.skips]
     assert row.model is not None
     name = recipe.models[row.model].dataset
     for group in groups(recipe, row):
@@ -278,6 +284,7 @@ def _audited(
         "batch_size": recipe.batch_size,
         **({} if gradients is None else {"backwards": list(gradients)}),
         **({"scoring_draws": recipe.scoring_draws} if recipe.scoring_draws != DRAWS else {}),
+        **({} if recipe.side_effects else {"side_effects": False}),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     # Named after what is audited and not after the row, so that recipes may share it; what one
@@ -300,7 +307,7 @@ def _audited(
         result = audit(
             subject, images.images(), images.labels, ids=images.ids, threat=threat,
             attacks=attacks, attackers=group.attackers, backwards=gradients, seed=shop.seed,
-            scoring_draws=recipe.scoring_draws,
+            scoring_draws=recipe.scoring_draws, side_effects=recipe.side_effects,
             batch_size=min(recipe.batch_size, len(images)), keep_images="none", out=folder,
             workers=shop.workers, time_budget=budget, device=shop.device, name=title,
             data={"source": images.source, "split": images.split,
