@@ -181,19 +181,22 @@ def restores() -> list[str]:
     lines = [
         "Mean absolute error on dropped pixels of test images, in pixel units (0 to 1), on the "
         "same masks and noise: the network, the mean of what is visible, and straight lines "
-        "between the nearest visible pixels.",
+        "between the nearest visible pixels. Every network of the tables stands here with every "
+        "transform that a row puts it behind.",
         "",
     ]
     record = PAPER.read("restoration")
     if record is None:
         return [*lines, "not run: no record yet (`tools/restoration.py`).", ""]
-    lines += header_of(["network", "transform", "network", "mean", "lines", "below both", "n"])
+    lines += header_of([
+        "network", "trained on", "transform", "network", "mean", "lines", "below both", "n",
+    ])  # fmt: skip
     for row in record["rows"]:
         found = row["errors"]
         both = found["masked_l1"] < min(found["mean_l1"], found["bilinear_l1"])
         lines.append(
             line_of([
-                row["name"], row["transform"]["name"],
+                row["name"], row["trained_on"]["name"], row["transform"]["name"],
                 *(f"{found[key]:.4f}" for key in ("masked_l1", "mean_l1", "bilinear_l1")),
                 "yes" if both else "**no**", f"{row['n']:,}",
             ])
@@ -258,7 +261,10 @@ DIFFERENCES = """\
   for ImageNette a ResNet-20 at 64x64, trained on 900 images, in the place of ResNet-34 at 256x256.
 - Networks: a GAN and an autoencoder of at most three times ResNet-20's cost, trained natively at
   32x32. The released notebooks enlarge CIFAR images to 256x256 before they attack them.
-- One GAN, pre-trained on RT2, stands in all rows without fine-tuning.
+- A GAN pre-trained on RT1 stands in the rows of RT1 without fine-tuning, one pre-trained on RT2 in
+  those of RT2 and RT3.
+- The error of restoring is a mean over pixels. The paper's may be a sum, whose lambda of 0.1 is one
+  of 0.1 / 3,072 here; `atop/factors` has both.
 - AutoAttack in its version for random defenses with exact gradients over 20 draws, on 64 images;
   the paper's is its version standard on a random model.
 - Success is decided by votes over fresh draws; single draw, worst of N and majority stand beside
