@@ -5,8 +5,8 @@ python tools/restoration.py --data cifar10/ [--dataset cifar10] [--models-dir ru
 Measures every network of the tables' rows on every transform that a row puts it behind: at the
 scale ``cpu``, from the zoo or from what ``unperturb reproduce`` has trained in ``--models-dir``.
 Writes ``docs/results/records/atop/restoration.json``, where rows of other data sets stay. A
-fine-tuned network is made to be read by a classifier, and need not restore as well as the one it was
-fine-tuned from.
+fine-tuned network is made to be read by a classifier, and need not restore as well as the one it
+was fine-tuned from.
 """
 
 from __future__ import annotations

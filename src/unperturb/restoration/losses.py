@@ -2,8 +2,8 @@
 
 Reduction: an error of restoring is the mean over all pixels of a batch. Lin et al. write it as a
 norm and do not say whether theirs is a mean or a sum over an image's pixels. Where it is a sum,
-every weight beside it (lambda of the classifier's loss, that of the discriminator's terms) counts as
-much as one divided by the number of pixels here: their lambda of 0.1 is 0.1 / 3,072 = 3.3e-5 on
+every weight beside it (lambda of the classifier's loss, that of the discriminator's terms) counts
+as much as one divided by the number of pixels here: their lambda of 0.1 is 0.1 / 3,072 = 3.3e-5 on
 CIFAR.
 """
 
