@@ -17,7 +17,7 @@ def draw_lines(record: Record, row: str) -> list[str]:
     if not cells:
         return []
     count = cells[0]["draws"]["n"]
-    kinds = ("single draw", f"worst of {count}", f"majority of {count}")
+    kinds = ("single draw", f"worst of {count}", f"more than half of {count}")
     lines = [
         f"The defense is random. Over {count} fresh draws, each beside the same on the clean "
         "images of the same audit:",

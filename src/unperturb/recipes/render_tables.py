@@ -62,6 +62,14 @@ def legend(record: Record) -> list[str]:
         "Each line states where its attacks stop, in the order of the attackers: figures of "
         "different rules, or on other numbers of images, are not to be compared."
     )
+    counts = {cell["draws"]["n"] for cell in record.get("cells", ()) if cell.get("draws")}
+    if counts:
+        draws = " or ".join(str(count) for count in sorted(counts))
+        found.append(
+            "Of a random defense these are the images that more than half of its "
+            f"{draws} fresh draws get right; single draws, of which most papers' figures are, "
+            "stand below."
+        )
     if not record.get("side_effects", True):
         found.append(
             "Benign changes and the controls of label leaking were not measured in these audits."
