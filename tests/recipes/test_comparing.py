@@ -54,7 +54,7 @@ def test_the_page_agrees_with_the_record(made: Made) -> None:
     page = (out / "table.md").read_text(encoding="utf-8")
     assert page == render(record) == render(read_record(out))
     check_page(record, page)
-    assert "| single draw | worst of 4 | majority of 4 |" in page
+    assert "| single draw | worst of 4 | more than half of 4 |" in page
     assert "### Compared image by image" in page
     assert "takes only these gradients through it: exact, undefended." in page
     assert not record["complete"]
