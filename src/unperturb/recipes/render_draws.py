@@ -69,7 +69,7 @@ def pair_lines(record: Record) -> list[str]:
         "### Compared image by image",
         "",
         "On the same images under the same attack, with the same seeds; of a random defense an "
-        "image counts as right where most draws are. Intervals of the difference are Newcombe's "
+        "image counts as right where more than half are. Intervals of the difference are Newcombe's "
         "of 95 %, the test is the exact McNemar test.",
         "",
         *header_of([
