@@ -69,8 +69,8 @@ def pair_lines(record: Record) -> list[str]:
         "### Compared image by image",
         "",
         "On the same images under the same attack, with the same seeds; of a random defense an "
-        "image counts as right where more than half are. Intervals of the difference are Newcombe's "
-        "of 95 %, the test is the exact McNemar test.",
+        "image counts as right where more than half are. Intervals of the difference are "
+        "Newcombe's of 95 %, the test is the exact McNemar test.",
         "",
         *header_of([
             "pair", "column", "attacker", "first", "second", "difference (points)",
