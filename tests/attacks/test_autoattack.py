@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unperturb.attacks.autoattack import AutoAttack, parts
 from unperturb.attacks.base import Attacked
+from unperturb.attacks.batch import Batch
 from unperturb.attacks.outside import SurfaceModule, fenced
 from unperturb.attacks.registry import make_attack
 from unperturb.attacks.surface import Surface
@@ -285,6 +286,32 @@ def test_an_image_that_luck_has_dropped_is_attacked_again(
     assert len({call["seeds"][0] for call in calls}) == 3
     again = run(defense, images, labels, Linf(eps), draws=5, **settings)
     assert torch.equal(found.images, again.images)
+
+
+def test_an_image_that_most_draws_get_wrong_is_attacked_again_and_kept(
+    linear: Any, pixels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a bare majority gets wrong, fresh draws may get right: it is not done with."""
+    net, images = linear(classes=5), pixels(24, 1, 4)
+    images = images[net(images).argmax(1) != net(1 - images).argmax(1)]
+    labels = net(1 - images).argmax(1)  # wrong but for the flips
+    asked: list[int] = []
+
+    def theirs(self: Any, batch: Batch, rows: Tensor, classes: int, number: int) -> Tensor:
+        asked.append(len(rows))
+        # First what most draws get wrong, then what most get right.
+        return batch.origin[rows] if number == 0 else 1 - batch.origin[rows]
+
+    monkeypatch.setattr(AutoAttack, "_theirs", theirs)
+    defense = Defense(net, purifier=Flips())
+    found = run(defense, images, labels, Linf(1.0), version="rand", draws=5)
+    # All of nine draws get an image wrong with a chance of 0.85^9: few are done with.
+    assert len(images) > asked[0] > asked[1] == asked[2] > 4
+    assert torch.equal(found.images, images)
+    # Without chance, one look is enough.
+    asked.clear()
+    run(net, images, labels, Linf(1.0), version="rand")
+    assert asked == []
 
 
 # --- what it refuses --------------------------------------------------------------------

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unperturb.attacks import Surface, draws, make_attack
+from unperturb.attacks.batch import Batch
+from unperturb.attacks.surface import Judged
 from unperturb.context import Context
 from unperturb.defense import Defense
 from unperturb.purifiers import Purified, Purifier
@@ -74,3 +76,30 @@ def test_pieces_give_what_the_whole_gives(
     assert cut.gradients is not None
     assert whole.gradients is not None
     assert torch.equal(cut.gradients, whole.gradients)
+
+
+def test_of_two_ends_of_a_run_the_one_that_most_draws_get_wrong_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By success and then margin; and only what every draw gets wrong leaves."""
+    images = torch.zeros(1, 1, 2, 2)
+    batch = Batch(
+        Surface(nn.Flatten()), images, torch.zeros(1), threat=Linf(1.0), keys=Keys.of(0, ["a"])
+    )
+    told: list[Judged] = []
+    monkeypatch.setattr(batch, "judge", lambda *args, **settings: told[-1])
+    # share of the draws, mean margin, whether the new image is kept
+    steps = [
+        (0.2, 0.5, True), (0.1, 0.9, True), (0.6, -0.2, True), (0.4, 2.0, False),
+        (0.9, -0.3, False), (0.7, 0.1, True), (1.0, 0.2, True),
+    ]  # fmt: skip
+    for number, (share, margin, kept) in enumerate(steps):
+        assert not bool(batch.broken)
+        found = torch.tensor([share > 0.5])
+        told.append(
+            Judged(found, found.long(), torch.tensor([margin]), ~found, None, torch.tensor([share]))
+        )
+        image = torch.full_like(images, number + 1.0)
+        batch.offer(torch.tensor([0]), image, draw=number)
+        assert torch.equal(batch.best, image) == kept
+    assert bool(batch.broken)

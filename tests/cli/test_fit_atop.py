@@ -14,7 +14,8 @@ import pytest
 
 from unperturb.cli import unperturb as program
 from unperturb.cli.fit_atop import COMMANDS
-from unperturb.restoration import load_restoration
+from unperturb.recipes import load_recipe
+from unperturb.restoration import FineTuneConfig, GANConfig, MAEConfig, load_restoration
 
 Run = Callable[..., Any]
 NAMES = tuple(command.name for command in COMMANDS)
@@ -39,6 +40,23 @@ def _group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fit(kind: str, out: Path, *more: object) -> list[object]:
     return ["fit", kind, *QUICK, *SMALL.get(kind, ()), "--out", out, *more]
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"), [("gan", "gan"), ("mae", "mae"), ("atop-rt2", "atop")]
+)
+def test_the_defaults_are_those_of_the_recipes_and_of_python(network: str, kind: str) -> None:
+    """A network that the command made is the recipe's, without another word."""
+    wanted = load_recipe("atop/table-5", scale="cpu").networks[network].train
+    made = {"gan": GANConfig, "mae": MAEConfig, "atop": FineTuneConfig}[kind]
+    config = made(**wanted)
+    command = next(command for command in COMMANDS if command.name == kind)
+    options = {p.name: p.default for p in command.params}
+    for name in ("epochs", "lr", "batch_size", "schedule", "augment", "precision", "holdout"):
+        # The autoencoder's recipe has a batch size of its own.
+        given = wanted.get(name, options[name]) if kind == "mae" else options[name]
+        assert given == getattr(config, name), name
+        assert kind == "mae" or getattr(config, name) == getattr(made(), name), name
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -54,7 +54,7 @@ def test_the_page_agrees_with_the_record(made: Made) -> None:
     page = (out / "table.md").read_text(encoding="utf-8")
     assert page == render(record) == render(read_record(out))
     check_page(record, page)
-    assert "| single draw | worst of 4 | majority of 4 |" in page
+    assert "| single draw | worst of 4 | more than half of 4 |" in page
     assert "### Compared image by image" in page
     assert "takes only these gradients through it: exact, undefended." in page
     assert not record["complete"]
@@ -138,7 +138,10 @@ def test_curves_of_a_network_are_its_epochs(made: Made) -> None:
     out, record = made
     folder = out.parent / "models" / "smoke" / "networks" / "tuned"
     epochs = json.loads((folder / "training.json").read_text(encoding="utf-8"))["epochs"]
-    assert record["curves"]["network tuned"]["epochs"] == epochs
+    points = record["curves"]["network tuned"]["epochs"]
+    assert points[1:] == epochs
+    assert points[0] == {"epoch": 0, **epochs[0]["before"]}
+    assert 0 <= points[0]["attacked"] <= 1
     assert record["curves"]["net"]["status"] == "done"
     assert record["curves"]["network missing"]["status"] == "not run"
     assert record["panels"][0]["lines"][-1] == ["nothing", "network missing", "clean"]

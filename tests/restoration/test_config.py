@@ -31,7 +31,7 @@ def test_the_papers_settings_are_the_defaults() -> None:
 
 
 def test_rates() -> None:
-    config = FineTuneConfig(lr=1.0)
+    config = FineTuneConfig(lr=1.0, schedule="multistep", milestones=(0.34, 0.67))
     rates = [config.learning_rate(step, 100) for step in (0, 33, 34, 66, 67, 99)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     config = GANConfig(lr=1.0)

@@ -102,6 +102,12 @@ def test_a_run_leaves_a_folder_that_purifies(case: str, tmp_path: Path, pixels: 
     assert {"mean_l1", "bilinear_l1", "mean_rmse"} <= set(last)
     assert all(value == value for value in last["losses"].values())
     assert ("clean" in last) is ("atop" in case)
+    # A fine-tuning begins somewhere: the same figures before its first step.
+    before = record["epochs"][0].get("before")
+    assert (before is not None) is ("atop" in case)
+    assert before is None or set(before) == {k for k, v in last.items() if isinstance(v, float)} - {
+        "lr", "seconds"
+    }  # fmt: skip
     assert str(tmp_path) not in json.dumps(record), "a path of this machine is in the record"
     again = load_restoration(folder)
     assert equal(state(again.network), state(found.network))

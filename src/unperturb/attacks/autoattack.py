@@ -13,9 +13,10 @@ Deviations from what the package does when called as it is:
 - Below four classes the targeted DLR loss does not exist. The attacks that need it are dropped, and
   our APGD runs on the margin in their place; no more classes are aimed at than there are.
 - It drops an image at the first draw that answers wrongly, and its APGD believes the loss of a
-  single draw. Where the target is random, its images are scored again on fresh draws, by majority;
-  those that fail are attacked again for up to ``rounds`` rounds, with the attacks in another order
-  and on scores that are means over the draws.
+  single draw. Where the target is random, its images are scored again on fresh draws; those that
+  not every one of these gets wrong are attacked again for up to ``rounds`` rounds, with the attacks
+  in another order and on scores that are means over the draws, and the image is kept that most
+  draws get wrong, by the greatest margin.
 - What it returns is projected on the ball once more.
 
 Its random starts follow the place in the batch, so results depend on batch mates. Queries are the
@@ -30,7 +31,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from unperturb.attacks.apgd import APGD
@@ -81,8 +81,9 @@ class AutoAttack(BaseAttack):
             the target is random (the mean of equal gradients is each of them).
         iterations: Steps of APGD and FAB.
         queries: Queries of Square.
-        votes: Fresh draws whose majority says whether an image of a random target is broken.
-        rounds: Most runs on images of a random target that fail that vote.
+        votes: Fresh draws, at least, that judge an image of a random target: most of them say
+            whether it is broken, and it is done with when all of nine or more do.
+        rounds: Most runs on images of a random target that are not done with.
 
     Raises:
         ConfigError: A number is out of range.
@@ -150,7 +151,7 @@ class AutoAttack(BaseAttack):
             if not len(rows):
                 return
             found = self._theirs(batch, rows, classes, number)
-            self._keep(batch, rows, found, number)
+            batch.offer(rows, found, draw=number, purpose="vote", votes=self.votes)
         if classes < 4:
             targets = min(_TARGETS, classes - 1) if self.version == "standard" else 0
             ours = APGD(
@@ -207,19 +208,6 @@ class AutoAttack(BaseAttack):
         made.fab.n_iter = self.iterations
         made.square.n_queries = self.queries
         made.apgd_targeted.n_target_classes = made.fab.n_target_classes = targets
-
-    def _keep(self, batch: Batch, rows: Tensor, images: Tensor, number: int) -> None:
-        """Judge what came back, by a vote on fresh draws where the target is random."""
-        index = batch.compact(rows)
-        padded = torch.cat((images, images[:1].expand(len(index) - len(rows), -1, -1, -1)))
-        keys = batch.domain("vote")
-        judged = batch.judge(padded, index, draw=number, keys=keys, votes=self.votes)
-        success = judged.success[: len(rows)]
-        value = judged.margins[: len(rows)].to(batch.best_value.dtype)
-        better = success | (value > batch.best_value[rows])
-        batch.best[rows[better]] = images[better]
-        batch.best_value[rows[better]] = value[better]
-        batch.broken[rows[success]] = True
 
 
 def _package() -> Any:

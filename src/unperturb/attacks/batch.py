@@ -80,6 +80,8 @@ class Batch:
         self.best = self.origin.clone()
         self.best_value = torch.full((count,), float("-inf"), device=images.device)
         self.broken = torch.zeros(count, dtype=torch.bool, device=images.device)
+        # Most draws met the goal on what was kept, if not clearly enough for it to leave.
+        self._met = self.broken.clone()
         self.queries, self.zero, self.nan = zeros.clone(), zeros.clone(), zeros.clone()
         self.gradients = zeros.clone()
         self.measure: Tensor | None = None
@@ -273,26 +275,40 @@ class Batch:
         self.best[rows] = images
         self.broken[rows] = True
 
-    def offer(self, rows: Tensor, images: Tensor, *, draw: int) -> None:
+    def offer(
+        self,
+        rows: Tensor,
+        images: Tensor,
+        *,
+        draw: int,
+        purpose: str = "finish",
+        votes: int = VOTES,
+    ) -> None:
         """Judge the end of a run: keep what is broken, else what has the greatest margin.
+
+        Where the target is random, what most draws get wrong is broken, and of two such images the
+        one of the greater margin is kept; only what all draws get wrong leaves (``through``).
 
         Args:
             rows: Rows of the batch (without padding).
             images: Their images (n, C, H, W).
             draw: Number of the run: it names the random numbers.
+            purpose: Names them, too.
+            votes: Least number of draws; used only where the target is random.
         """
         if not len(rows):
             return
         index = self.compact(rows)
         padded = torch.cat((images, images[:1].expand(len(index) - len(rows), -1, -1, -1)))
-        judged = self.judge(padded, index, draw=draw, keys=self.domain("finish"), votes=VOTES)
+        judged = self.judge(padded, index, draw=draw, keys=self.domain(purpose), votes=votes)
         success = judged.success[: len(rows)]
         value = judged.margins[: len(rows)].to(self.best_value.dtype)
-        known = self.broken[rows]
+        known = self._met[rows] | self.broken[rows]
         better = (success & ~known) | ((success == known) & (value > self.best_value[rows]))
         chosen = rows[better]
         self.best[chosen] = images[better]
         self.best_value[chosen] = value[better]
+        self._met[chosen] = success[better]
         self.broken[rows[through(judged)[: len(rows)]]] = True
 
 

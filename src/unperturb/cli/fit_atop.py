@@ -50,13 +50,13 @@ def _transform_options(default: str | None) -> Wrap:
     )  # fmt: skip
 
 
-def _training_options(*, epochs: int, schedule: str, milestones: str) -> Wrap:
+def _training_options(*, epochs: int, lr: float = 1e-3) -> Wrap:
     return stack(
         training_options(
-            epochs=epochs, batch_size=32, lr=1e-3, rate="Peak learning rate of Adam.",
-            milestones=milestones, falls="multistep divides the rate by 10",
+            epochs=epochs, batch_size=32, lr=lr, rate="Peak learning rate of Adam.",
+            milestones="0.5,0.75", falls="multistep divides the rate by 10",
         ),
-        click.option("--schedule", default=schedule, show_default=True,
+        click.option("--schedule", default="one-cycle", show_default=True,
                      help="multistep or one-cycle."),
         click.option("--augment", default="flip", show_default=True,
                      help="flip, crop-flip or none."),
@@ -90,7 +90,7 @@ _START = click.option(
 @click.option("--attention", is_flag=True, help="Contextual attention in the refinement stage.")
 @_ADVERSARIAL
 @_START
-@_training_options(epochs=12, schedule="one-cycle", milestones="0.5,0.75")
+@_training_options(epochs=8)
 @run_options(out="runs/gan", out_help="Folder of the network and its record.")
 def gan(**options: Any) -> int:
     """Pre-train the GAN purifier of AToP: restore images from what a random transform leaves.
@@ -102,7 +102,7 @@ def gan(**options: Any) -> int:
 
     \b
     Example:
-      unperturb fit gan --data cifar10/ --transform rt2 --epochs 12 --out runs/gan
+      unperturb fit gan --data cifar10/ --transform rt2 --epochs 8 --out runs/gan
     """
     from unperturb.restoration import GANConfig, plan_pretrain
 
@@ -119,7 +119,7 @@ def gan(**options: Any) -> int:
 @click.option("--width", type=int, default=96, show_default=True, help="Width of the encoder.")
 @click.option("--depth", type=int, default=4, show_default=True, help="Blocks of the encoder.")
 @_START
-@_training_options(epochs=30, schedule="one-cycle", milestones="0.5,0.75")
+@_training_options(epochs=30)
 @run_options(out="runs/mae", out_help="Folder of the network and its record.")
 def mae(**options: Any) -> int:
     """Pre-train the autoencoder purifier of AToP: a ViT that reads visible, noisy patches.
@@ -158,7 +158,7 @@ def mae(**options: Any) -> int:
 @click.option("--lambda", "cls_weight", type=float, default=0.1, show_default=True,
               help="Weight of the classifier's cross-entropy.")  # fmt: skip
 @_ADVERSARIAL
-@_training_options(epochs=3, schedule="multistep", milestones="0.34,0.67")
+@_training_options(epochs=2, lr=5e-4)
 @run_options(out="runs/atop", out_help="Folder of the network and its record.")
 def atop(**options: Any) -> int:
     """Fine-tune a restoration network with the loss of a frozen classifier (AToP, eq. 9).

@@ -72,7 +72,10 @@ def _of_network(models: Models, name: str) -> dict[str, Any]:
         words = "the network was given without its epochs"
         return {"status": "not run", "reason": words, "epochs": []}
     epochs = json.loads(path.read_text(encoding="utf-8"))["epochs"]
-    return {"status": "done", "reason": "", "epochs": epochs}
+    before = epochs[0].get("before") if epochs else None
+    # What was seen before the first step is where the lines begin.
+    first = [] if before is None else [{"epoch": 0, **before}]
+    return {"status": "done", "reason": "", "epochs": [*first, *epochs]}
 
 
 Line = tuple[str, Sequence[float], Sequence[float]]

@@ -17,7 +17,7 @@ def draw_lines(record: Record, row: str) -> list[str]:
     if not cells:
         return []
     count = cells[0]["draws"]["n"]
-    kinds = ("single draw", f"worst of {count}", f"majority of {count}")
+    kinds = ("single draw", f"worst of {count}", f"more than half of {count}")
     lines = [
         f"The defense is random. Over {count} fresh draws, each beside the same on the clean "
         "images of the same audit:",
@@ -69,8 +69,8 @@ def pair_lines(record: Record) -> list[str]:
         "### Compared image by image",
         "",
         "On the same images under the same attack, with the same seeds; of a random defense an "
-        "image counts as right where most draws are. Intervals of the difference are Newcombe's "
-        "of 95 %, the test is the exact McNemar test.",
+        "image counts as right where more than half are. Intervals of the difference are "
+        "Newcombe's of 95 %, the test is the exact McNemar test.",
         "",
         *header_of([
             "pair", "column", "attacker", "first", "second", "difference (points)",

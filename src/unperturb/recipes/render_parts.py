@@ -36,7 +36,9 @@ def curves_part(record: Record) -> list[str]:
                 )
                 continue
             shown = [f"{value:.1%}" for value in (values[0], values[-1], max(values))]
-            lines.append(line_of([cell_text(label), str(len(values)), *shown]))
+            # The first point may be what stood before the first step.
+            count = sum(e.get(key) is not None and e["epoch"] > 0 for e in curve["epochs"])
+            lines.append(line_of([cell_text(label), str(count), *shown]))
         lines.append("")
     return lines
 

@@ -31,6 +31,7 @@ class Checkpoint:
         step: Steps done of the epoch after those.
         sums: Sums of the losses of these steps, by name.
         seconds: Time they took.
+        before: Held-out figures before the first step; none where nobody looked.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Checkpoint:
         self.epochs: list[Epoch] = []
         self.step, self.seconds = 0, 0.0
         self.sums: dict[str, float] = {}
+        self.before: Epoch = {}
 
     def read(self) -> bool:
         """Go on from the file, if there is one; says whether there is.
@@ -61,6 +63,7 @@ class Checkpoint:
         )  # fmt: skip
         self.epochs, self.step = meta["epochs"], meta["step"]
         self.sums, self.seconds = meta["sums"], meta["seconds"]
+        self.before = meta.get("before", {})
         for name, module in self.modules.items():
             module.load_state_dict(under(tensors, f"{name}."))
         for name, parameter, index in self._parameters():
@@ -78,7 +81,9 @@ class Checkpoint:
         ]
 
     def finish_epoch(self, record: Epoch) -> None:
-        """Take in an epoch; the next one begins."""
+        """Take in an epoch; the next one begins. The first keeps what was before it."""
+        if self.before and not self.epochs:
+            record = {**record, "before": self.before}
         self.epochs.append(record)
         self.step, self.sums, self.seconds = 0, {}, 0.0
 
@@ -100,6 +105,7 @@ class Checkpoint:
             "step": self.step,
             "sums": self.sums,
             "seconds": self.seconds,
+            "before": self.before,
         }
         write_tensors(self.path, tensors, {"run": json.dumps(meta)})
 

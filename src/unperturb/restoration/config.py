@@ -50,7 +50,7 @@ class RestorationConfig:
     rate: float | None = None
     sigma: float | None = None
     passes: int | None = None
-    epochs: int = 12
+    epochs: int = 8
     batch_size: int = 32
     lr: float = 1e-3
     betas: tuple[float, ...] = (0.9, 0.99)
@@ -200,7 +200,9 @@ class FineTuneConfig(RestorationConfig):
     ``L = L_org(z, g(t(x'))) + cls_weight * CE(y, f(g(t(x'))))`` with ``L_org`` the loss that the
     network was pre-trained with, ``x' = clip(x + delta)`` and ``z`` the ``target``.
 
-    Deviation: adversarial examples are clipped to [0, 1], which keeps them images.
+    Deviations: adversarial examples are clipped to [0, 1], which keeps them images; ``L_org`` is a
+    mean over pixels, where the paper may take a sum: its lambda is then divided by their number
+    here (`unperturb.restoration.losses`); the rate is one-cycle, as the paper states none.
 
     Attributes:
         examples: ``adversarial`` (eq. 9) or ``clean``: x itself in the place of x' (Figure 4).
@@ -212,15 +214,15 @@ class FineTuneConfig(RestorationConfig):
         attack_step_size: For ``pgd``: step as a fraction of eps.
         target: What is to be restored: the ``adversarial`` example (eq. 9, "L_df(x')") or the
             ``clean`` image (eq. 5, "L_org(x)").
-        cls_weight: Weight lambda of the cross-entropy; 0.1 in the paper, 0.05 in its released code.
+        cls_weight: Weight lambda of the cross-entropy; 0.1 in the paper, 0.05 in its released code,
+            for an error that is a mean or a sum over pixels.
         form: ``wasserstein`` or ``hinge``, as in `GANConfig`; not read by an autoencoder.
         adversarial_weight: Weight of the discriminator's terms; not read by an autoencoder.
         discriminator_lr: Peak learning rate of the discriminator; None: ``lr``.
     """
 
-    epochs: int = 3
-    schedule: str = "multistep"
-    milestones: tuple[float, ...] = (0.34, 0.67)
+    epochs: int = 2
+    lr: float = 5e-4
     examples: str = "adversarial"
     against: str = "classifier"
     attack: str = "fgsm"

@@ -26,7 +26,7 @@ from unperturb.training.augment import augment, epoch_generator, step_generator
 __all__ = ["CHECKPOINT_SECONDS", "Diverged", "Work", "fit", "make_adam", "set_gradients"]
 
 Monitor = Callable[[int], dict[str, Any]]
-"""Number of the epoch that is done to its held-out figures."""
+"""Number of the epoch that is done (0: none yet) to its held-out figures."""
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -115,6 +115,7 @@ def fit(
     device: torch.device | str = "cpu",
     purpose: str = "fit",
     monitor: Monitor | None = None,
+    look_before: bool = False,
     stop_after: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     show: bool = True,
@@ -133,6 +134,8 @@ def fit(
         device: Where the images go; the networks are there already.
         purpose: Short name of the training, shown in the progress bar; it names the draws.
         monitor: Called after every epoch.
+        look_before: Call it before the first step, too; the first epoch's record holds what it
+            said as ``before``.
         stop_after: Stop after this many epochs of the whole run, leaving the checkpoint.
         checkpoint_seconds: A checkpoint is written after each epoch, and when this much time has
             passed since the last.
@@ -160,6 +163,8 @@ def fit(
         out / CHECKPOINT if out else None,
     )
     if not run.read():
+        if monitor is not None and look_before:
+            run.before = monitor(0)
         # So that there always is a last good one.
         run.write()
     loop = _Loop(work, data, config, run, torch.device(device), purpose, checkpoint_seconds)

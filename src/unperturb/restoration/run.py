@@ -207,7 +207,8 @@ def train_restoration(
     """Train, and leave a folder that ``Restoration.from_folder`` reads.
 
     The folder holds ``config.json`` (with a card), ``model.safetensors``, for a GAN
-    ``discriminator.safetensors``, ``training.json`` (one record for each epoch), ``samples/`` (a
+    ``discriminator.safetensors``, ``training.json`` (one record for each epoch; that of
+    the first holds, for a fine-tuning, the held-out figures ``before`` it), ``samples/`` (a
     panel of held-out images for each epoch) and, until the run is finished, a checkpoint. A run
     that was cut off goes on from its checkpoint and ends with the weights of an uninterrupted one.
 
@@ -242,6 +243,8 @@ def train_restoration(
         device=device,
         purpose=plan.purpose,
         monitor=_monitor(plan, data, folder, device),
+        # What is fine-tuned can do something already, which is where its curves begin.
+        look_before=plan.classifier is not None,
         stop_after=stop_after,
         checkpoint_seconds=checkpoint_seconds,
         show=show,
@@ -295,7 +298,7 @@ def _monitor(plan: Plan, data: ImageSet, folder: Path, device: torch.device | st
             if plan.classifier is not None:
                 labels = data.labels[rows].to(device)
                 found |= _accuracies(plan, images, labels, transform, keys(rows))
-        if few.stop > few.start:
+        if few.stop > few.start and epoch:
             images = data.images(few).to(device)
             sheet = sample_panel(net.network, images, transform, keys(few))
             save_panel(sheet, folder / "samples" / f"epoch-{epoch:03d}.png")
