@@ -20,13 +20,18 @@ Epoch = dict[str, Any]
 
 
 def read_state(
-    path: Path, *, key: str = "run", words: str = "training run"
+    path: Path,
+    *,
+    key: str = "run",
+    required: str = "fingerprint",
+    words: str = "training run",
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint says of its run, and its tensors by name.
 
     Args:
         path: The file.
         key: Where its metadata are.
+        required: What they must name: the run that it is of.
         words: What wrote it, for messages.
 
     Raises:
@@ -38,6 +43,9 @@ def read_state(
         with safe_open(path, framework="pt") as stored:
             meta = json.loads((stored.metadata() or {})[key])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        if not isinstance(meta, dict):
+            raise ValueError(f"its metadata are {type(meta).__name__}, no object")
+        meta[required]
     except (SafetensorError, KeyError, ValueError) as error:
         raise RecordError(
             f"{path} is damaged: {error}",

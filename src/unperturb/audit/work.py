@@ -309,11 +309,9 @@ def _padded(found: Attacked, size: int) -> Attacked:
 
     if len(found.images) == size:
         return found
-    judged = Judged(*(longer(part) for part in found.judged))  # type: ignore[arg-type]
-    rest = {
-        name: longer(getattr(found, name, None)) for name in Attacked._fields if name != "judged"
-    }
-    return Attacked(judged=judged, **rest)  # type: ignore[arg-type]
+    judged = Judged(*map(longer, found.judged))  # type: ignore[arg-type]
+    rest = {name: longer(part) for name, part in found._asdict().items() if name != "judged"}
+    return found._replace(judged=judged, **rest)  # type: ignore[arg-type]
 
 
 def _detected(subject: nn.Module, verdict: Judged, count: int) -> np.ndarray[Any, Any]:

@@ -64,8 +64,8 @@ class FitCheckpoint:
         """
         if self.path is None or not self.path.exists():
             return
-        meta, tensors = read_state(self.path, key="fit", words="fit")
-        theirs = meta.get("identity", {})
+        meta, tensors = read_state(self.path, key="fit", required="identity", words="fit")
+        theirs = meta["identity"]
         if theirs != self.identity:
             raise RecordError(
                 f"{self.path} belongs to another fit ({_difference(theirs, self.identity)})",

@@ -16,27 +16,22 @@ __all__ = ["draw_curve", "draw_quality"]
 def draw_curve(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[str]:
     """Accuracies and detection rate against the place of the subjects (Figures 3 and 4)."""
     from unperturb.explain import save_figure
-    from unperturb.explain.canvas import INK, MUTED, new_figure
 
     lines = curve_values(record["changes"])
     if not lines:
         return []
-    try:
-        figure = new_figure(6.0, 3.6)
-    except MissingExtraError as error:
-        shop.say(f"no picture: {error}")
+    figure = _figure(shop, 6.0)
+    if figure is None:
         return []
     axes = figure.add_axes((0.11, 0.15, 0.86, 0.8))
     places = [place for values in lines.values() for place, _ in values]
     for label, values in lines.items():
         axes.plot(*zip(*values, strict=True), label=label, marker="o", markersize=3, linewidth=1.4)
-    if min(places) >= 0 and max(places) > 20 * max(min(p for p in places if p > 0), 1e-9):
-        axes.set_xscale("symlog", linthresh=min(place for place in places if place > 0))
+    least = min((place for place in places if place > 0), default=None)
+    if least is not None and min(places) >= 0 and max(places) > 20 * least:
+        axes.set_xscale("symlog", linthresh=least)
     axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel(record["changes"]["axis"], fontsize=8, color=MUTED)
-    axes.set_ylabel("share of images", fontsize=8, color=MUTED)
-    axes.tick_params(labelsize=7, labelcolor=MUTED)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    _label(axes, record["changes"]["axis"], "share of images")
     save_figure(figure, folder / "curve.png")
     return ["curve.png"]
 
@@ -44,15 +39,13 @@ def draw_curve(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[
 def draw_quality(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[str]:
     """PSNR of clean reconstructions and the classifier's accuracy on them, against the place."""
     from unperturb.explain import save_figure
-    from unperturb.explain.canvas import INK, MUTED, new_figure
+    from unperturb.explain.canvas import MUTED
 
     told = sorted(done_of(record["changes"]), key=lambda one: one["place"])
     if not told:
         return []
-    try:
-        figure = new_figure(8.0, 3.6)
-    except MissingExtraError as error:
-        shop.say(f"no picture: {error}")
+    figure = _figure(shop, 8.0)
+    if figure is None:
         return []
     left = figure.add_axes((0.08, 0.15, 0.4, 0.8))
     right = figure.add_axes((0.58, 0.15, 0.4, 0.8))
@@ -70,9 +63,27 @@ def draw_quality(shop: Workshop, record: Mapping[str, Any], folder: Path) -> lis
         (right, "classifier right on reconstructions"),
     ):
         axes.set_xticks(sorted(set(places)))
-        axes.set_xlabel(record["changes"]["axis"], fontsize=8, color=MUTED)
-        axes.set_ylabel(words, fontsize=8, color=MUTED)
-        axes.tick_params(labelsize=7, labelcolor=MUTED)
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        _label(axes, record["changes"]["axis"], words)
     save_figure(figure, folder / "quality.png")
     return ["quality.png"]
+
+
+def _figure(shop: Workshop, width: float) -> Any:
+    """An empty figure; None, and why, where nothing can be drawn."""
+    from unperturb.explain.canvas import new_figure
+
+    try:
+        return new_figure(width, 3.6)
+    except MissingExtraError as error:
+        shop.say(f"no picture: {error}")
+        return None
+
+
+def _label(axes: Any, below: str, beside: str) -> None:
+    """What the two axes are, and a legend."""
+    from unperturb.explain.canvas import INK, MUTED
+
+    axes.set_xlabel(below, fontsize=8, color=MUTED)
+    axes.set_ylabel(beside, fontsize=8, color=MUTED)
+    axes.tick_params(labelsize=7, labelcolor=MUTED)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
