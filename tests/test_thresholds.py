@@ -55,7 +55,7 @@ def test_what_it_was_fitted_on_is_told_and_bound(net: Any, conv: Any) -> None:
     Defense(net, purifier=LatentOptimization(vae=vae, steps=2), detector=detector)
     for other, words in (
         (LatentOptimization(vae=vae, steps=3), "fitted on another purifier"),
-        (LatentOptimization(vae=digits_vae().requires_grad_(False), steps=2, lr=0.1), "purifier"),
+        (LatentOptimization(vae=digits_vae().requires_grad_(False), steps=2, lr=0.2), "purifier"),
     ):
         with pytest.raises(ThresholdError, match=words):
             Defense(net, purifier=other, detector=detector)

@@ -17,7 +17,7 @@ The networks of the zoo that these recipes ask for come from
     --lr 0.05 --precision bfloat16 --out zoo/cifar10-denoiser
   unperturb train --arch cifar-resnet20 --through zoo/cifar10-vae --data CIFAR10 --epochs 20 \\
     --schedule one-cycle --precision bfloat16 --out zoo/cifar10-resnet20-unified
-  unperturb train --arch cifar-resnet20 --through zoo/cifar10-vae --level 0 --data CIFAR10 \\
+  unperturb train --arch cifar-resnet20 --through zoo/cifar10-vae --level 1 --data CIFAR10 \\
     --epochs 20 --schedule one-cycle --precision bfloat16 --out zoo/cifar10-resnet20-asymmetric
   unperturb fit vae --data CIFAR100 --shuffle --epochs 40 --holdout 500 --out zoo/cifar100-vae
   unperturb fit vae --data TINY --shuffle --epochs 10 --holdout 500 --out zoo/tiny-imagenet-vae
@@ -248,7 +248,7 @@ def _claim() -> list[str]:
 DIFFERENCES = """\
 - ResNet-20 in the place of ResNet-50, and a convolutional VAE of our own: the paper's figure of it
   is lost.
-- Ten steps of Adam in the place of plain gradient descent; the paper states neither N nor the
+- Ten steps of L-BFGS in the place of plain gradient descent; the paper states neither N nor the
   learning rate of its tables. Figures 3 and 4 vary both, with some points of plain descent.
 - The formula of the detector's statistic is lost: ours is the sum of absolute changes.
 - "Gradient through both generative model and classifier" does not say through how many steps: each

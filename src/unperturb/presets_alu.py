@@ -58,8 +58,8 @@ def alu(
         purifier: Any other purifier in its place, or its name with its options, such as
             ``fgsm-step?radius=8/255``.
         steps: Steps N in the latent space; 10.
-        lr: Their learning rate; 0.05.
-        optimizer: ``adam``, or ``gd`` as published; adam.
+        lr: Their learning rate; 0.1.
+        optimizer: ``lbfgs``, ``adam``, or ``gd`` as published; lbfgs.
         start: ``encoder`` or ``random``; encoder.
         tolerance: Images are done whose error hardly falls; 0, never.
         threshold: Detector scores above it are flagged; or the folder of a saved defense whose

@@ -49,8 +49,10 @@ _LATENT = ("steps", "lr", "optimizer", "start", "tolerance")
     help="Any other purifier, in its place, such as 'fgsm-step?radius=8/255'.",
 )
 @click.option("--steps", type=int, help="Steps in the latent space.  [default: 10]")
-@click.option("--lr", type=float, help="Their learning rate.  [default: 0.05]")
-@click.option("--optimizer", help="adam, or gd as published.  [default: adam]")
+@click.option(
+    "--lr", type=float, help="Their learning rate; of lbfgs that of the first.  [default: 0.1]"
+)
+@click.option("--optimizer", help="lbfgs, adam, or gd as published.  [default: lbfgs]")
 @click.option("--start", help="First code: encoder or random.  [default: encoder]")
 @click.option(
     "--tolerance",

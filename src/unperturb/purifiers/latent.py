@@ -41,8 +41,8 @@ class LatentOptimization(Purifier):
     Backward rules:
 
     - ``unrolled``: the derivative of all N steps, by N second derivatives of the decoder. Each step
-      keeps its state only (the code, and Adam's two averages), and its graph is built again in the
-      backward pass. ``exact`` is the same gradient: this package's word for autograd as it is.
+      keeps its state only (codes and past moves), and its graph is built again in the backward
+      pass. ``exact`` is the same gradient: this package's word for autograd as it is.
     - ``encoder-decoder``: the forward value is that of N steps, the derivative that of
       ``D(E(x))``, the purifier of N = 0. The cheap one; from a random start too.
     - ``identity`` (BPDA); only where images are read.
@@ -51,7 +51,7 @@ class LatentOptimization(Purifier):
     costs many times the defended answer, and it is left to those who name it.
 
     Deviations: the paper states neither steps nor learning rate of its tables, and uses plain
-    gradient descent; ``optimizer="adam"`` reaches the same reconstruction error in a fraction of
+    gradient descent; ``optimizer="lbfgs"`` reaches the same reconstruction error in a fraction of
     the steps, and is the default. Images that are done may leave (``tolerance``). The encoder's
     mean is the start; the paper's ``E(x)`` may be a draw.
 
@@ -59,9 +59,9 @@ class LatentOptimization(Purifier):
         vae: The VAE, which is copied and frozen; or its keyword arguments, for one without trained
             weights (which loading a saved defense fills in); None for the default shape.
         steps: Number of steps N, 0 to 10,000.
-        lr: Learning rate in the units of the code, above 0.
-        optimizer: ``adam``, or ``gd`` as published.
-        start: ``encoder`` or ``random``. A random start wants more and larger steps: 80 at 0.2.
+        lr: Learning rate in the units of the code, above 0; of ``lbfgs`` that of its first step.
+        optimizer: ``lbfgs``, ``adam``, or ``gd`` as published.
+        start: ``encoder`` or ``random``. A random start wants more steps: 30.
         tolerance: An image is done once three steps in a row lower its error by less than this
             share of it; 0: every image takes all steps.
         level: Level of the decoder that is read in the place of the image (asymmetric ALU); None
@@ -90,8 +90,8 @@ class LatentOptimization(Purifier):
         *,
         vae: VAE | Mapping[str, Any] | None = None,
         steps: int = 10,
-        lr: float = 0.05,
-        optimizer: str = "adam",
+        lr: float = 0.1,
+        optimizer: str = "lbfgs",
         start: str = "encoder",
         tolerance: float = 0.0,
         level: int | None = None,

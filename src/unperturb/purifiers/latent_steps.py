@@ -1,7 +1,7 @@
 """Steps in a VAE's latent space towards a code whose image is the one that came.
 
-``minimize over z  ||D(z) - x||^2`` by K steps of plain gradient descent or of Adam, each image by
-itself. Functional: a decoder, images and first codes in, codes out.
+``minimize over z  ||D(z) - x||^2`` by K steps of L-BFGS, of Adam or of plain gradient descent, each
+image by itself. Functional: a decoder, images and first codes in, codes out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from unperturb.purifiers.unroll import State, replayed
 
 __all__ = ["OPTIMIZERS", "Descent", "descend"]
 
-OPTIMIZERS = ("gd", "adam")
+OPTIMIZERS = ("gd", "adam", "lbfgs")
 _BETAS = (0.9, 0.999)
 _FLOOR = 1e-8
 # Under the root, whose derivative is infinite at zero: a code without slope must not give NaN.
 _ROOT = 1e-30
+# Pairs of moves and turns that L-BFGS remembers, and the least curvature along a move that it takes
+# for one: where it is less, or negative, a pair is left out.
+_MEMORY = 5
+_CURVED = 1e-4
 # Steps in a row that must bring too little before an image is done.
 _PATIENCE = 3
 # Active images are padded to this many sizes at most, so that shapes follow from the plan.
@@ -36,8 +40,11 @@ class Descent:
 
     Attributes:
         steps: Number of steps K.
-        lr: Learning rate, in the units of the codes.
-        optimizer: ``gd`` (``z <- z - lr * gradient``) or ``adam``.
+        lr: Learning rate, in the units of the codes; of ``lbfgs`` that of steps before which no
+            curvature was seen, such as the first, which is one of ``gd``.
+        optimizer: ``gd`` (``z <- z - lr * gradient``), ``adam``, or ``lbfgs``: the limited-memory
+            quasi-Newton method of Liu and Nocedal (1989), five pairs, full steps without a search
+            along the line, so that a step is one pass through the decoder and back.
         tolerance: An image is done once three steps in a row lower its error by less than this
             share of it; 0: every image takes all steps.
     """
@@ -71,10 +78,7 @@ def descend(
     Raises:
         ConfigError: A code is not finite after a step.
     """
-    if how.optimizer == "adam":
-        state: State = (codes, torch.zeros_like(codes), torch.zeros_like(codes))
-    else:
-        state = (codes,)
+    state = _begin(how, codes)
     broken = torch.full((), -1, device=codes.device)
     watch = _Watch(len(codes), how.tolerance, codes.device)
     for number in range(how.steps):
@@ -105,7 +109,7 @@ def descend(
             f"The latent codes are not finite after step {int(broken)} at the learning rate "
             f"{how.lr:g} ({how.optimizer})",
             expected="codes that stay finite",
-            fix="lower lr: 0.05 suits adam, 0.1 to 0.5 gd",
+            fix="lower lr: 0.1 suits lbfgs and gd, 0.05 adam",
         )
     return state[0]
 
@@ -185,12 +189,60 @@ def _slope(
     return errors.detach(), gradient
 
 
+def _begin(how: Descent, codes: Tensor) -> State:
+    """The state before the first step; every part has a row for each image and four dimensions."""
+    nothing = torch.zeros_like(codes)
+    if how.optimizer == "adam":
+        return codes, nothing, nothing
+    if how.optimizer == "lbfgs":
+        past = nothing.repeat(1, min(_MEMORY, max(1, how.steps - 1)), 1, 1)
+        return codes, nothing, nothing, past, past
+    return (codes,)
+
+
 def _move(how: Descent, number: int, state: State, gradient: Tensor) -> State:
     if how.optimizer == "gd":
         return (state[0] - how.lr * gradient,)
+    if how.optimizer == "lbfgs":
+        return _quasi_newton(how, number, state, gradient)
     codes, mean, square = state
     mean = _BETAS[0] * mean + (1.0 - _BETAS[0]) * gradient
     square = _BETAS[1] * square + (1.0 - _BETAS[1]) * gradient.square()
     past = mean / (1.0 - _BETAS[0] ** (number + 1))
     scale = (square / (1.0 - _BETAS[1] ** (number + 1)) + _ROOT).sqrt() + _FLOOR
     return codes - how.lr * past / scale, mean, square
+
+
+def _quasi_newton(how: Descent, number: int, state: State, gradient: Tensor) -> State:
+    """One step of L-BFGS, each image by itself.
+
+    State: codes, the codes and the gradient before, and the last moves ``s`` of the codes and turns
+    ``y`` of the gradient, newest last, their channels side by side. Images that have left the batch
+    take no part, so that all have taken the same number of steps.
+    """
+    codes, last, slope, moves, turns = state
+    if not number:
+        return codes - how.lr * gradient, codes, gradient, moves, turns
+    wide = codes.shape[1]
+    moves = torch.cat((moves[:, wide:], codes - last), 1)
+    turns = torch.cat((turns[:, wide:], gradient - slope), 1)
+    seen = min(number, moves.shape[1] // wide)
+    # (N, seen, D): the pairs that there are.
+    s, y = (
+        part[:, part.shape[1] - seen * wide :].reshape(len(codes), seen, -1)
+        for part in (moves, turns)
+    )
+    along = (s * y).sum(2)
+    curved = along > _CURVED * s.square().sum(2)
+    inverse = torch.where(curved, 1.0 / torch.where(curved, along, 1.0), 0.0)
+    step, shares = gradient.flatten(1), []
+    for pair in reversed(range(seen)):
+        shares.append(inverse[:, pair, None] * (s[:, pair] * step).sum(1, keepdim=True))
+        step = step - shares[-1] * y[:, pair]
+    newest = curved[:, -1]
+    bend = torch.where(newest, y[:, -1].square().sum(1), 1.0)
+    step = torch.where(newest, along[:, -1] / bend, how.lr)[:, None] * step
+    for pair, share in zip(range(seen), reversed(shares), strict=True):
+        back = inverse[:, pair, None] * (y[:, pair] * step).sum(1, keepdim=True)
+        step = step + (share - back) * s[:, pair]
+    return codes - step.view_as(codes), codes, gradient, moves, turns
