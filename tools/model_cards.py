@@ -30,6 +30,11 @@ _UNUSED = {
 }
 
 _ABOUT = {
+    "unified": "The classifier of unified ALU: it reads what the VAE makes of an image, N = 0 on "
+    "its own. Trained on clean images; behind the VAE and without the defense it has no "
+    "adversarial robustness. See `docs/results/alu.md`.",
+    "asymmetric": "The classifier of asymmetric ALU: it reads an inner layer of the VAE's decoder. "
+    "Trained on clean images. See `docs/results/alu.md`.",
     "standard": "A standard network: what defenses are put around, and the start of adversarial "
     "training. It has no adversarial robustness.",
     "overfitting": "The kind of network that TPAP is proposed for. It is **not robust**: under PGD "
@@ -158,7 +163,9 @@ def card_text(folder: Path) -> str:
     objective = card["config"]["objective"]
     kind = "overfitting" if objective in OVERFITTING else "robust"
     kind = "standard" if objective == "standard" else kind
-    if kind != "standard":
+    if through := card.get("through"):
+        kind = "unified" if through["level"] is None else "asymmetric"
+    elif kind != "standard":
         size = f"{monitor['other_eps'] * 255:.0f}/255"
         known = f"{monitor['train_eps'] * 255:g}/255"
         lines += ["", f"{monitor['images']} training and as many held-out images; FGSM at {known}, "

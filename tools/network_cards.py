@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unperturb.classifiers import load_classifier
 from unperturb.generative import DenoiserConfig, VAEConfig
 from unperturb.networks.unet import DenoisingUNet
 from unperturb.networks.vae import VAE
@@ -39,7 +40,7 @@ def zoo_name(fingerprint: str, zoo: Path) -> str:
     return f"NETWORK-{fingerprint[:12]}"
 
 
-def command(config: dict[str, Any], data: str, folder: str) -> str:
+def command(config: dict[str, Any], data: str, folder: Path) -> str:
     """The command that trains with this configuration: what differs from the defaults."""
     settings, network, shape, own = _OWN[config["format"]]
     default, card = settings.to_dict(), config["card"]
@@ -56,13 +57,20 @@ def command(config: dict[str, Any], data: str, folder: str) -> str:
         words.append(f"--milestones {','.join(f'{m:g}' for m in card['config']['milestones'])}")
     if card["config"].get("eps", 8 / 255) != 8 / 255:
         words.append(f"--eps {card['config']['eps'] * 255:g}/255")
-    served = f"--classifier {folder_of(card)} " if card.get("classifier") else ""
-    return f"{card['trained_by']} {served}--data {data} {' '.join(words)} --out {folder}"
+    served = card.get("classifier")
+    told = f"--classifier {classifier_name(served, folder.parent)} " if served else ""
+    return f"{card['trained_by']} {told}--data {data} {' '.join(words)} --out zoo/{folder.name}"
 
 
-def folder_of(card: dict[str, Any]) -> str:
-    """The classifier that a denoiser was trained for, as a word of a command."""
-    return f"CLASSIFIER-{card['classifier']['fingerprint'][:12]}"
+def classifier_name(known: dict[str, Any], zoo: Path) -> str:
+    """Folder of the zoo's classifier that a denoiser was trained for, or what goes there."""
+    for path in sorted(zoo.glob("*/config.json")):
+        arch = json.loads(path.read_text(encoding="utf-8")).get("arch")
+        if arch != known["arch"]:
+            continue
+        if load_classifier(str(path.parent)).fingerprint() == known["fingerprint"]:
+            return f"zoo/{path.parent.name}"
+    return f"CLASSIFIER-{known['fingerprint'][:12]}"
 
 
 def network_card(folder: Path, data: str, words: str) -> str:
@@ -93,7 +101,7 @@ def network_card(folder: Path, data: str, words: str) -> str:
         "## Recipe",
         "",
         "```sh",
-        command(config, data, f"zoo/{folder.name}"),
+        command(config, data, folder),
         "```",
         "",
         "Other thread counts or machines give other bits. Machine kind: "
