@@ -13,7 +13,7 @@ from unperturb.checks import check_images
 from unperturb.context import Context
 from unperturb.defense import Defense
 from unperturb.errors import ConfigError, InputError, SpecError
-from unperturb.explain.canvas import INK, MUTED, new_figure
+from unperturb.explain.canvas import INK, LINES, MUTED, new_figure, tidy
 from unperturb.progress import progress
 from unperturb.purifiers import LatentOptimization
 
@@ -147,16 +147,19 @@ def figure_approach(found: Sequence[dict[str, Any]]) -> Figure:
         "clean": "purified clean to clean",
         "perturbation": "attacked to clean: the perturbation",
     }
-    for name, label in lines.items():
+    places = [row["steps"] for row in found]
+    for (name, label), color in zip(lines.items(), LINES, strict=False):
         axes.plot(
-            [row["steps"] for row in found], [row[name] for row in found], label=label,
-            linewidth=1.4, marker="o", markersize=3,
+            places, [row[name] for row in found], label=label,
+            linewidth=1.4, marker="o", markersize=3, color=color,
             linestyle="--" if name == "perturbation" else "-",
         )  # fmt: skip
     axes.set_xscale("symlog", linthresh=1)
     axes.set_yscale("log")
     axes.set_xlabel("steps N", fontsize=8, color=MUTED)
     axes.set_ylabel("median of mean squared errors", fontsize=8, color=MUTED)
-    axes.tick_params(which="both", labelsize=7, labelcolor=MUTED)
+    axes.set_xticks(places, [str(place) for place in places])
+    axes.tick_params(axis="x", which="minor", bottom=False)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure

@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "LINES",
     "check_format",
     "class_name",
     "new_figure",
     "picture_of",
     "save_figure",
     "small_print",
+    "tidy",
 ]
 
 FORMATS = ("png", "svg", "pdf")
 INK, MUTED, RIGHT, WRONG = "#1f2328", "#656d76", "#116329", "#b42318"
+FRAME = "#d0d7de"
+LINES = ("#2b5c9e", "#d9822b", "#57a3a0", "#8a4f9e", "#7a5c2e", "#9aa4ae")
+"""Colors of lines in one picture, in their order."""
 _LONGEST = 20
 
 
@@ -116,6 +121,19 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 150) -> None:
             figure.savefig(temporary, format=kind, dpi=dpi, metadata=undated.get(kind))
 
     write_atomic(path, write)
+
+
+def tidy(axes: Any, size: float = 7) -> None:
+    """Quiet ticks, and of the frame the left and the lower line alone.
+
+    Args:
+        axes: Axes of matplotlib.
+        size: Letters of the ticks, in points.
+    """
+    axes.tick_params(which="both", length=2, labelsize=size, labelcolor=MUTED, color=FRAME)
+    for side, line in axes.spines.items():
+        line.set_visible(side in ("left", "bottom"))
+        line.set_color(FRAME)
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:

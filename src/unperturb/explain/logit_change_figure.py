@@ -17,6 +17,7 @@ from unperturb.explain.canvas import (
     new_figure,
     picture_of,
     small_print,
+    tidy,
 )
 from unperturb.explain.logit_change import LogitChange
 from unperturb.explain.logit_figures import roc
@@ -28,6 +29,8 @@ __all__ = ["figure_bars", "figure_changes", "figure_roc", "figure_statistic"]
 
 _CLEAN, _TRAIN, _ATTACKED, _OTHERS = "#2b5c9e", "#57a3a0", "#d9822b", "#9aa4ae"
 _BINS = 40
+_NAMED = 20
+"""Classes up to which each has its name below a chart."""
 
 
 def figure_bars(found: LogitChange, *, count: int = 4, classes: Sequence[str] = ()) -> Figure:
@@ -122,7 +125,7 @@ def figure_statistic(found: LogitChange) -> Figure:
             found.threshold, color=WRONG, linewidth=1, linestyle="--",
             label=f"threshold {found.threshold:.3g}",
         )  # fmt: skip
-    _tidy(axes)
+    tidy(axes)
     axes.set_xlabel(found.settings["statistic"], fontsize=8, color=MUTED)
     axes.set_ylabel("share of images", fontsize=8, color=MUTED)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
@@ -147,15 +150,17 @@ def figure_changes(found: LogitChange, *, classes: Sequence[str] = ()) -> Figure
         MissingExtraError: matplotlib is not installed.
     """
     chosen = found.successful
-    foot = small_print([*_caption(found), f"{int(chosen.sum())} successful attacks"], 8.0)
-    width, height = 9.0, 3.3 + 0.13 * len(foot)
+    many = f"{int(chosen.sum()):,} successful attacks; changes beyond the ends are in the last bins"
+    foot = small_print([*_caption(found), many], 8.0)
+    named = found.clean.before.shape[1] <= _NAMED
+    base = (1.1 if named and classes else 0.75) + 0.13 * len(foot)
+    width, height = 9.0, base + 2.55
     figure = new_figure(width, height)
-    base = 0.75 + 0.13 * len(foot)
     tall = (height - base - 0.4) / height
     left = figure.add_axes((0.6 / width, base / height, 3.6 / width, tall))
     right = figure.add_axes((5.0 / width, base / height, 3.8 / width, tall))
     for axes in (left, right):
-        _tidy(axes)
+        tidy(axes)
     if bool(chosen.any()):
         row = int(chosen.nonzero()[0, 0])
         pairs = ((found.clean, _CLEAN, "clean"), (found.attacked, _ATTACKED, "attacked"))
@@ -168,7 +173,13 @@ def figure_changes(found: LogitChange, *, classes: Sequence[str] = ()) -> Figure
             f"image {found.ids[row]}: {class_name(label, classes)}", fontsize=9, color=INK,
             parse_math=False,
         )  # fmt: skip
-        left.set_xlabel("class", fontsize=8, color=MUTED)
+        if named:
+            names = [class_name(k, classes) if classes else str(k) for k in range(len(values))]
+            turn: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+            left.set_xticks(range(len(names)))
+            left.set_xticklabels(names, parse_math=False, **(turn if classes else {}))
+        if not (named and classes):
+            left.set_xlabel("class", fontsize=8, color=MUTED)
         left.set_ylabel("logit", fontsize=8, color=MUTED)
         left.legend(frameon=False, fontsize=8, labelcolor=INK)
         for name, (values, color) in _moved(found).items():
@@ -212,7 +223,7 @@ def figure_roc(found: LogitChange) -> Figure:
         at = [float((part > found.threshold).double().mean()) for part in (negatives, scores)]
         axes.plot(*at, marker="o", color=WRONG, linestyle="", label="the threshold, all attacked")
     axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8, linestyle="--")
-    _tidy(axes)
+    tidy(axes)
     axes.set_xlabel("clean test images flagged", fontsize=8, color=MUTED)
     axes.set_ylabel("attacked images flagged", fontsize=8, color=MUTED)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
@@ -256,14 +267,7 @@ def _bars(axes: Any, values: Tensor, label: int, answer: int) -> None:
     ]
     axes.bar(range(len(values)), values.tolist(), color=colors, width=0.8)
     axes.axhline(0, color=MUTED, linewidth=0.6)
-    _tidy(axes)
-
-
-def _tidy(axes: Any) -> None:
-    axes.tick_params(length=2, labelsize=7, labelcolor=MUTED, color="#d0d7de")
-    for side, line in axes.spines.items():
-        line.set_visible(side in ("left", "bottom"))
-        line.set_color("#d0d7de")
+    tidy(axes)
 
 
 def _title(axes: Any, said: int, label: int, classes: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unperturb.explain.canvas import INK, MUTED, new_figure, small_print
+from unperturb.explain.canvas import INK, MUTED, new_figure, small_print, tidy
 from unperturb.explain.mean_logit import MeanLogits
 
 if TYPE_CHECKING:
@@ -77,10 +77,7 @@ def _panel(axes: Any, found: MeanLogits, name: str, most: float) -> None:
     axes.set_ylim(0, 1.08 * most)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.locator_params(axis="y", nbins=5)
-    axes.tick_params(length=2, labelsize=7.5, labelcolor=MUTED, color="#d0d7de")
-    for side, line in axes.spines.items():
-        line.set_visible(side in ("left", "bottom"))
-        line.set_color("#d0d7de")
+    tidy(axes, 7.5)
     place = {"transform": axes.transAxes, "va": "bottom", "parse_math": False}
     short = name if len(name) <= 38 else f"{name[:18]}…{name[-19:]}"
     axes.text(0, 1 + 0.23 / _TALL, short, fontsize=9.5, weight="bold", color=INK, **place)

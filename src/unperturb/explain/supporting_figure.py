@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from unperturb.errors import InputError
-from unperturb.explain.canvas import INK, MUTED, new_figure, picture_of, small_print
+from unperturb.explain.canvas import INK, MUTED, new_figure, picture_of, small_print, tidy
 from unperturb.explain.supporting import Supporting
 
 if TYPE_CHECKING:
@@ -161,11 +161,8 @@ def draw_bars(
     )  # fmt: skip
     for text in ticks:
         text.set_parse_math(False)
-    axes.tick_params(axis="x", length=0, pad=8)
-    axes.tick_params(axis="y", length=2, labelsize=7.5, labelcolor=MUTED, color="#d0d7de")
-    for side, line in axes.spines.items():
-        line.set_visible(side in ("left", "bottom"))
-        line.set_color("#d0d7de")
+    tidy(axes, 7.5)
+    axes.tick_params(axis="x", length=0, pad=8, labelcolor=INK)
 
 
 def short_name(label: int, classes: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ __all__ = ["draw_curve", "draw_quality"]
 def draw_curve(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[str]:
     """Accuracies and detection rate against the place of the subjects (Figures 3 and 4)."""
     from unperturb.explain import save_figure
+    from unperturb.explain.canvas import LINES
 
     lines = curve_values(record["changes"])
     if not lines:
@@ -25,6 +26,7 @@ def draw_curve(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[
         return []
     axes = figure.add_axes((0.11, 0.15, 0.86, 0.8))
     places = [place for values in lines.values() for place, _ in values]
+    axes.set_prop_cycle(color=LINES)
     for label, values in lines.items():
         axes.plot(*zip(*values, strict=True), label=label, marker="o", markersize=3, linewidth=1.4)
     least = min((place for place in places if place > 0), default=None)
@@ -39,7 +41,7 @@ def draw_curve(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[
 def draw_quality(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[str]:
     """PSNR of clean reconstructions and the classifier's accuracy on them, against the place."""
     from unperturb.explain import save_figure
-    from unperturb.explain.canvas import MUTED
+    from unperturb.explain.canvas import LINES, MUTED
 
     told = sorted(done_of(record["changes"]), key=lambda one: one["place"])
     if not told:
@@ -49,6 +51,8 @@ def draw_quality(shop: Workshop, record: Mapping[str, Any], folder: Path) -> lis
         return []
     left = figure.add_axes((0.08, 0.15, 0.4, 0.8))
     right = figure.add_axes((0.58, 0.15, 0.4, 0.8))
+    for axes in (left, right):
+        axes.set_prop_cycle(color=LINES)
     places = [one["place"] for one in told]
     for number, first in enumerate(told[0]["found"]["approach"]):
         rows = [one["found"]["approach"][number] for one in told]
@@ -81,9 +85,9 @@ def _figure(shop: Workshop, width: float) -> Any:
 
 def _label(axes: Any, below: str, beside: str) -> None:
     """What the two axes are, and a legend."""
-    from unperturb.explain.canvas import INK, MUTED
+    from unperturb.explain.canvas import INK, MUTED, tidy
 
     axes.set_xlabel(below, fontsize=8, color=MUTED)
     axes.set_ylabel(beside, fontsize=8, color=MUTED)
-    axes.tick_params(labelsize=7, labelcolor=MUTED)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
