@@ -152,8 +152,9 @@ def figure_changes(found: LogitChange, *, classes: Sequence[str] = ()) -> Figure
     chosen = found.successful
     many = f"{int(chosen.sum()):,} successful attacks; changes beyond the ends are in the last bins"
     foot = small_print([*_caption(found), many], 8.0)
-    named = found.clean.before.shape[1] <= _NAMED
-    base = (1.1 if named and classes else 0.75) + 0.13 * len(foot)
+    every = range(found.clean.before.shape[1])
+    named = bool(classes) and len(every) <= _NAMED
+    base = (1.1 if named else 0.75) + 0.13 * len(foot)
     width, height = 9.0, base + 2.55
     figure = new_figure(width, height)
     tall = (height - base - 0.4) / height
@@ -174,11 +175,11 @@ def figure_changes(found: LogitChange, *, classes: Sequence[str] = ()) -> Figure
             parse_math=False,
         )  # fmt: skip
         if named:
-            names = [class_name(k, classes) if classes else str(k) for k in range(len(values))]
-            turn: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-            left.set_xticks(range(len(names)))
-            left.set_xticklabels(names, parse_math=False, **(turn if classes else {}))
-        if not (named and classes):
+            left.set_xticks(
+                every, [class_name(k, classes) for k in every], rotation=45, ha="right",
+                rotation_mode="anchor", parse_math=False,
+            )  # fmt: skip
+        else:
             left.set_xlabel("class", fontsize=8, color=MUTED)
         left.set_ylabel("logit", fontsize=8, color=MUTED)
         left.legend(frameon=False, fontsize=8, labelcolor=INK)

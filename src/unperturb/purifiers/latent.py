@@ -51,9 +51,9 @@ class LatentOptimization(Purifier):
     costs many times the defended answer, and it is left to those who name it.
 
     Deviations: the paper states neither steps nor learning rate of its tables, and uses plain
-    gradient descent; ``optimizer="lbfgs"`` reaches the same reconstruction error in a fraction of
-    the steps, and is the default. Images that are done may leave (``tolerance``). The encoder's
-    mean is the start; the paper's ``E(x)`` may be a draw.
+    gradient descent; the default here is ``optimizer="lbfgs"``, whose steps ``benchmarks/alu.py``
+    counts beside it. Images that are done may leave (``tolerance``). The encoder's mean is the
+    start; the paper's ``E(x)`` may be a draw.
 
     Args:
         vae: The VAE, which is copied and frozen; or its keyword arguments, for one without trained
