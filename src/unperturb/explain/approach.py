@@ -139,8 +139,8 @@ def figure_approach(found: Sequence[dict[str, Any]]) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = new_figure(6.0, 3.6)
-    axes = figure.add_axes((0.16, 0.15, 0.81, 0.8))
+    figure = new_figure(6.0, 3.8)
+    axes = figure.add_axes((0.16, 0.145, 0.81, 0.72))
     lines = {
         "reconstruction": "purified to attacked: what the steps lower",
         "to_clean": "purified to clean",
@@ -161,5 +161,8 @@ def figure_approach(found: Sequence[dict[str, Any]]) -> Figure:
     axes.set_xticks(places, [str(place) for place in places])
     axes.tick_params(axis="x", which="minor", bottom=False)
     tidy(axes)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    axes.legend(
+        frameon=False, fontsize=8, labelcolor=INK, ncols=2,
+        loc="lower center", bbox_to_anchor=(0.46, 1.0),
+    )  # fmt: skip
     return figure
