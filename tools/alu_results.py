@@ -163,6 +163,7 @@ def leaking() -> list[str]:
     record = PAPER.read("label-leaking")
     if record is None:
         return [*lines, *PAPER.missing("label-leaking")]
+    lines += PAPER.pictures("label-leaking")
     lines += header_of(["", "clean", "attacked", "difference", "McNemar p", "verdict", "n"])
     for subject in done_of(record["changes"]):
         found = subject["found"]

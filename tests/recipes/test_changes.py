@@ -19,7 +19,7 @@ changes:
   train: 8
   further: 20
   effort: true
-  draw: [bars, statistic, changes, roc, curve, quality]
+  draw: [bars, statistic, changes, roc, curve, quality, compared]
   axis: something
   steps: [0, 3]
   each: {model: net, defense: alu, attack: pgd-2}
@@ -78,7 +78,7 @@ def test_every_subject_is_measured_and_drawn(made: Made) -> None:
     assert set(record["thresholds"]) == {"latent/net"}
     names = {f"{kind}-{name}.png" for name in subjects
              for kind in ("bars", "statistic", "changes", "roc", "approach")}  # fmt: skip
-    assert set(record["files"]) == {*names, "curve.png", "quality.png"}
+    assert set(record["files"]) == {*names, "curve.png", "quality.png", "compared.png"}
     assert all((folder / "out" / name).stat().st_size > 1000 for name in record["files"])
 
 

@@ -15,7 +15,7 @@ from unperturb.data import ImageSet
 from unperturb.defense import Defense
 from unperturb.errors import ConfigError, MissingExtraError, UnperturbError
 from unperturb.files import short_paths, write_json
-from unperturb.recipes.changes_figures import draw_curve, draw_quality
+from unperturb.recipes.changes_figures import draw_compared, draw_curve, draw_quality
 from unperturb.recipes.schema_parts import OVER_ALL, Change, Changes
 from unperturb.recipes.sources import NotRunError
 from unperturb.recipes.tables import Workshop, slug
@@ -86,6 +86,8 @@ def run_changes(
         files += draw_curve(shop, record(), folder)
     if "quality" in wanted.draw:
         files += draw_quality(shop, record(), folder)
+    if "compared" in wanted.draw:
+        files += draw_compared(shop, record(), folder)
     return record()
 
 

@@ -1,4 +1,7 @@
-"""Pictures of all subjects of logit changes at once: Figures 3 and 4 of ALU, a VAE's quality."""
+"""Pictures of all subjects of logit changes at once.
+
+Figures 3 and 4 of ALU, a VAE's quality, and accuracies one below the other.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from unperturb.errors import MissingExtraError
 from unperturb.recipes.render_changes import curve_values, done_of
 from unperturb.recipes.tables import Workshop
 
-__all__ = ["draw_curve", "draw_quality"]
+__all__ = ["draw_compared", "draw_curve", "draw_quality"]
+
+_LETTERS = 56
+"""Letters of a name that the margin holds."""
 
 
 def draw_curve(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[str]:
@@ -72,12 +78,57 @@ def draw_quality(shop: Workshop, record: Mapping[str, Any], folder: Path) -> lis
     return ["quality.png"]
 
 
-def _figure(shop: Workshop, width: float) -> Any:
+def draw_compared(shop: Workshop, record: Mapping[str, Any], folder: Path) -> list[str]:
+    """The defense's accuracy of every subject, clean and attacked, one below the other.
+
+    Bars are Wilson's 95 % intervals of attacked images; a dashed line is the attacked accuracy of
+    the one subject that others are compared with, where there is just one.
+    """
+    from unperturb.explain import save_figure
+    from unperturb.explain.canvas import INK, LINES, MUTED, tidy
+
+    told = done_of(record["changes"])
+    if not told:
+        return []
+    height = 0.9 + 0.21 * len(told)
+    figure = _figure(shop, 6.6, height)
+    if figure is None:
+        return []
+    axes = figure.add_axes((0.43, 0.55 / height, 0.55, 1 - 0.9 / height))
+    rows = range(len(told))
+    attacked = [one["found"]["attacked"]["answer"] for one in told]
+    clean = [one["found"]["clean"]["answer"]["accuracy"] for one in told]
+    base = {one["against"] for one in told if one["against"]}
+    for one, share in zip(told, attacked, strict=True):
+        if base == {one["name"]}:
+            axes.axvline(share["accuracy"], color=MUTED, linestyle="--", linewidth=0.8, zorder=0)
+    axes.plot(clean, rows, "o", label="clean images", markersize=4,
+              markerfacecolor="none", color=LINES[0])  # fmt: skip
+    axes.hlines(rows, *zip(*(share["interval"] for share in attacked), strict=True),
+                color=LINES[1], linewidth=1.4)  # fmt: skip
+    axes.plot([share["accuracy"] for share in attacked], rows, "o", markersize=4,
+              label="attacked images, 95 % interval", color=LINES[1])  # fmt: skip
+    names = [one["name"] for one in told]
+    short = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
+    axes.set_yticks(rows, short, parse_math=False)
+    axes.set_ylim(len(told) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("share that the defense gets right", fontsize=8, color=MUTED)
+    tidy(axes)
+    axes.grid(axis="x", linewidth=0.4, alpha=0.5)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2, loc="lower right",
+                bbox_to_anchor=(1.0, 1.0), borderpad=0)  # fmt: skip
+    save_figure(figure, folder / "compared.png")
+    return ["compared.png"]
+
+
+def _figure(shop: Workshop, width: float, height: float = 3.6) -> Any:
     """An empty figure; None, and why, where nothing can be drawn."""
     from unperturb.explain.canvas import new_figure
 
     try:
-        return new_figure(width, 3.6)
+        return new_figure(width, height)
     except MissingExtraError as error:
         shop.say(f"no picture: {error}")
         return None

@@ -10,7 +10,7 @@ from unperturb.errors import ConfigError, unknown_name
 from unperturb.recipes.parse_fits import threat
 from unperturb.recipes.reading import Section, number, overlay
 from unperturb.recipes.schema import Model
-from unperturb.recipes.schema_parts import DRAWN_CHANGES, OVER_ALL, Change, Changes
+from unperturb.recipes.schema_parts import DRAWN_CHANGES, PLACED, Change, Changes
 from unperturb.threat import Threat
 
 __all__ = ["parse_changes"]
@@ -55,7 +55,7 @@ def parse_changes(
             f"{part.where} draws quality without steps", expected="steps: [0, 10, 50], for example"
         )
     placed = all(subject.place is not None for subject in subjects.values())
-    if set(OVER_ALL) & set(draw) and not placed:
+    if set(PLACED) & set(draw) and not placed:
         raise ConfigError(
             f"{part.where} draws a curve, and a subject has no place on its axis",
             expected="place: a number, in every subject",

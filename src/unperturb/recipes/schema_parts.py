@@ -33,12 +33,15 @@ PARTS = ("train", "test", "selected")
 NETWORKS = ("vae", "denoiser", "gan", "mae", "atop")
 """Kinds of networks, as ``unperturb fit`` has them."""
 
-DRAWN_CHANGES = ("bars", "statistic", "changes", "roc", "curve", "quality")
-"""Pictures of logit changes: Figures 6, 2 and 7 of ALU, the detector's curve, Figures 3 and 4, and
-what purification leaves of clean images."""
+DRAWN_CHANGES = ("bars", "statistic", "changes", "roc", "curve", "quality", "compared")
+"""Pictures of logit changes: Figures 6, 2 and 7 of ALU, the detector's curve, Figures 3 and 4, what
+purification leaves of clean images, and the subjects' accuracies one below the other."""
 
-OVER_ALL = ("curve", "quality")
+OVER_ALL = ("curve", "quality", "compared")
 """Those of them that show all subjects at once."""
+
+PLACED = ("curve", "quality")
+"""Those of them that need every subject's place on an axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
