@@ -153,10 +153,10 @@ def lines(rows: Sequence[Found]) -> list[str]:
         *told,
         "",
         "CIFAR-10, first n test images, ResNet-20, seed 0, Wilson 95 % intervals, two CPU cores; "
-        "the papers have larger networks and 10,000 images. Who does not know the defense runs all "
-        "his steps and his last image counts, as published; who knows it stops at the first success. "
-        "*Without the defense* is the same attacker's work on the network alone (of unified and "
-        "asymmetric ALU: on a standard one).",
+        "the papers have larger networks and 10,000 images. Who does not know the defense runs "
+        "all his steps and his last image counts, as published; who knows it stops at the first "
+        "success. *Without the defense* is the same attacker's work on the network alone (of "
+        "unified and asymmetric ALU: on a standard one).",
         END,
     ]
 
