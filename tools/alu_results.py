@@ -231,7 +231,51 @@ def summary() -> list[str]:
             f"PGD-20 by an attacker who does not know ALU, {percent(knowing)} % under PGD-20 by "
             f"one who does ({what}: {percent(bare)} %)."
         )
-    return [*lines, "", *_claim(), ""]
+    return [*lines, *_gradients(), *_claim(), *_avoided(), ""]
+
+
+def _subjects(name: str) -> dict[str, Record]:
+    """What was found for each subject of a recipe; nothing where there is no record."""
+    record = PAPER.read(name)
+    return {} if record is None else {
+        one["name"]: one["found"] for one in done_of(record["changes"])
+    }  # fmt: skip
+
+
+def _gradients() -> list[str]:
+    """What the unified classifier owes to the gradient that an attacker takes."""
+    found = _subjects("factors")
+    names = ("classifier: unified", "together: unified, gradient: unrolled")
+    if not all(name in found for name in names):
+        return []
+    simple, whole = (found[name] for name in names)
+    return [
+        f"- Unified, all steps run: {percent(simple['attacked']['answer'])} % with the gradient "
+        f"that the paper describes (N = 0, n = {simple['n']:,}), which attacks the logits before "
+        f"purification alone; {percent(whole['attacked']['answer'])} % with that of the whole "
+        f"(unrolled, n = {whole['n']:,})."
+    ]
+
+
+def _avoided() -> list[str]:
+    """Whether an attack that breaks the pattern costs more and succeeds less, as the paper says."""
+    found = _subjects("appendix-e")
+    lines = []
+    for end, what in (("", "standard network"), (", PGD-AT", "PGD-AT")):
+        pair = [f"{kind}, 20 steps{end}" for kind in ("both up", "cross-entropy")]
+        if not all(name in found for name in pair):
+            continue
+        one, other = (found[name] for name in pair)
+        lines.append(
+            f"- An attack on the bare network that raises both logits, {what}, 20 steps: ALU is "
+            f"right on {percent(one['attacked']['answer'])} % (cross-entropy: "
+            f"{percent(other['attacked']['answer'])} %); it turns "
+            f"{share_text(one['effort']['turned'])} of the images that are right when clean "
+            f"(cross-entropy: {share_text(other['effort']['turned'])}), after a median of "
+            f"{one['effort']['median']:g} and {other['effort']['median']:g} gradients. The paper "
+            "says that such attacks cost more and succeed less."
+        )
+    return lines
 
 
 def _claim() -> list[str]:
