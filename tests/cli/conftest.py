@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cli.mistakes import DIGITS, check
 from unperturb.classifiers import new_classifier, save_classifier
 from unperturb.cli import main
 from unperturb.files import write_tensors
@@ -127,3 +128,16 @@ def digit_files(tmp_path: Path) -> Path:
         eight = (pixels[0] * 255).round().to(torch.uint8).numpy()
         Image.fromarray(eight).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture
+def fails(nets: Nets, run: Run, tmp_path: Path) -> Callable[..., None]:
+    """Audit the small classifier with something wrong: nothing is left behind."""
+
+    def call(*words: str, more: tuple[object, ...] = (), code: int = 2) -> None:
+        out = tmp_path / "audit"
+        ran = run("audit", "--classifier", nets.fgsm, *DIGITS, "--out", out, *more, code=code)
+        check(ran, *words)
+        assert not out.exists()
+
+    return call
