@@ -1,81 +1,26 @@
-"""What units mean: who is attacked, by which rule, who is scored, what is kept and told."""
+"""What units mean: who is attacked, by which rule and gradient, who is scored, what is told."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from audit.doubles import (
-    EPS,
-    Blind,
-    SometimesNegative,
-    arguments,
-    conv_net,
-    digits,
-    linear_net,
-)
+from audit.doubles import EPS, Blind, SometimesNegative, arguments, conv_net, digits, linear_net
+from audit.units import SMALL, column, kept, sha
 from unperturb.attacks import Surface, make_attack
-from unperturb.audit import AuditResult, audit, read_result
-from unperturb.audit import run as engine
-from unperturb.audit.images import load_cases, worst_images
-from unperturb.audit.report import terminal_table
+from unperturb.audit import AuditResult, audit
 from unperturb.classifiers import as_classifier
 from unperturb.context import Context
 from unperturb.defense import Defense
-from unperturb.errors import AttackError, InputError
 from unperturb.presets import tpap
 from unperturb.purifiers import Purified, Purifier
 from unperturb.randomness import Keys
 from unperturb.threat import Linf
-
-SMALL = 0.07
-
-
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
-    """A deterministic defense under both attackers, every image kept; without probes."""
-    images, labels = digits(30)
-    return audit(
-        tpap(conv_net(), radius=0.1), images, labels, threat=Linf(SMALL), attacks="fgsm,pgd-4",
-        batch_size=16, keep_images="all", out=tmp_path_factory.mktemp("audited"),
-    )  # fmt: skip
-
-
-def column(result: AuditResult, name: str, **where: Any) -> dict[str, Any]:
-    """Image id to the value of a column, of the one row that ``where`` leaves."""
-    rows = result.rows
-    if where.get("attacker") == "oblivious":
-        where = {"goal": "wrong", **where}  # and not the control for label leaking
-    mask = np.logical_and.reduce([rows[key] == value for key, value in where.items()])
-    found = dict(zip(rows["image_id"][mask], rows[name][mask], strict=True))
-    assert len(found) == mask.sum() == len(result.plan["ids"])
-    return found
-
-
-def kept(result: AuditResult, **where: Any) -> Tensor:
-    """All images of an attack, in the plan's order."""
-    where = {"goal": "wrong", **where}
-    units = [u for u in result.units if all(getattr(u, k) == v for k, v in where.items())]
-    parts = [load_file(result.store.pixels_path(unit))["images"] for unit in units]
-    found = torch.cat(parts)
-    assert len(found) == len(result.plan["ids"])
-    return found
-
-
-def sha(image: Tensor) -> str:
-    return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:32]
 
 
 def test_oblivious_is_the_fixed_step_attack_on_the_undefended_classifier(
@@ -134,155 +79,6 @@ def test_an_adaptive_attacker_is_never_above_clean(audited: AuditResult, subject
         right = column(audited, "correct", attack=entry["name"], **where)
         assert all(clean[i] or not right[i] for i in right), "an image can only fall"
         assert entry["robust_accuracy"] <= audited.summary[subject]["clean"]["accuracy"]
-
-
-def test_hashes_are_those_of_the_kept_images(audited: AuditResult) -> None:
-    images, _ = digits(30)
-    for attacker, subject, backward in [
-        ("oblivious", "baseline", "exact"),
-        ("adaptive", "target", "identity"),
-        ("adaptive", "target", "smoothed-sign"),
-        ("adaptive", "target", "undefended"),
-        ("adaptive", "baseline", "exact"),
-    ]:
-        where = {"attack": "pgd-4", "attacker": attacker, "subject": subject, "backward": backward}
-        hashes, linf = column(audited, "pixels", **where), column(audited, "linf", **where)
-        found = kept(audited, **where)
-        assert [hashes[i] for i in audited.plan["ids"]] == [sha(image) for image in found]
-        moved = (found - images).flatten(1).abs().amax(1)
-        for i, distance in zip(audited.plan["ids"], moved, strict=True):
-            assert linf[i] == pytest.approx(float(distance), abs=1e-7)
-    clean = column(audited, "pixels", attack="clean", subject="target")
-    assert [clean[i] for i in audited.plan["ids"]] == [sha(image) for image in images]
-
-
-def test_eight_bit_figures_are_those_of_rounded_images(audited: AuditResult) -> None:
-    _, labels = digits(30)
-    defense = tpap(conv_net(), radius=0.1)
-    where = {"attack": "fgsm", "attacker": "adaptive", "subject": "target", "backward": "identity"}
-    rounded = (kept(audited, **where) * 255).round() / 255
-    right = (defense(rounded).argmax(1) == labels).tolist()
-    found = column(audited, "correct_8bit", **where)
-    assert [bool(found[i]) for i in audited.plan["ids"]] == right
-
-
-def test_eight_bits_are_rounded_and_not_truncated() -> None:
-    class Threshold(nn.Module):
-        """Class 0 above a mean of 100.8/255."""
-
-        def forward(self, images: Tensor) -> Tensor:
-            excess = 255 * images.mean((1, 2, 3)) - 100.8
-            return torch.stack((excess, torch.zeros_like(excess)), 1)
-
-    images = (torch.tensor([100.6, 100.4, 101.4]) / 255).view(3, 1, 1, 1).expand(3, 1, 4, 4)
-    labels = torch.tensor([1, 1, 0])
-    found = audit(Threshold().eval(), images, labels, threat=Linf(1e-6), attacks="fgsm")
-    where = {"attack": "fgsm", "attacker": "adaptive"}
-    assert list(column(found, "correct", **where).values()) == [True, True, True]
-    # 101, 100 and 101.
-    assert list(column(found, "correct_8bit", **where).values()) == [False, True, True]
-
-
-@pytest.fixture(scope="module")
-def worst_kept(tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
-    images, labels = digits(30)
-    return audit(
-        tpap(conv_net(), radius=0.1), images, labels, threat=Linf(SMALL), attacks="fgsm,pgd-4",
-        batch_size=16, out=tmp_path_factory.mktemp("worst"),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("attacker", ["oblivious", "adaptive"])
-def test_the_worst_images_are_in_the_ball_and_wrong_where_the_record_says_so(
-    worst_kept: AuditResult, audited: AuditResult, attacker: str
-) -> None:
-    images, labels = digits(30)
-    worst = worst_images(worst_kept.store, attacker)
-    assert worst.shape == images.shape
-    assert bool(Linf(SMALL).contains(worst, images).all())
-    right = tpap(conv_net(), radius=0.1)(worst).argmax(1) == labels
-    rows = worst_kept.rows
-    mask = (rows["subject"] == "target") & (rows["attacker"] == attacker)
-    survived = dict.fromkeys(worst_kept.plan["ids"], True)
-    for image, correct in zip(rows["image_id"][mask], rows["correct"][mask], strict=True):
-        survived[image] = survived[image] and bool(correct)
-    assert right.tolist() == [survived[i] for i in worst_kept.plan["ids"]]
-    assert worst_kept.digest == audited.digest, "what is kept decides no result"
-    path = worst_kept.store.folder / "images" / f"{attacker}.safetensors"
-    with safe_open(path, framework="pt") as stored:
-        choice = json.loads(stored.metadata()["choice"])
-        assert json.loads(stored.metadata()["ids"]) == worst_kept.plan["ids"]
-    for position, image in enumerate(worst_kept.plan["ids"]):
-        tried = {
-            (rows["attack"][i], rows["backward"][i], rows["goal"][i]): (
-                not rows["correct"][i], rows["margin"][i],
-            )
-            for i in np.flatnonzero(mask & (rows["image_id"] == image))
-        }  # fmt: skip
-        # One oblivious attack is also the control, away from the predicted label.
-        assert len(tried) == (3 if attacker == "oblivious" else 6)
-        name, backward, goal = (choice[k][position] for k in ("attack", "backward", "goal"))
-        assert tried[(name, backward, goal)] == max(tried.values()), (
-            "wrong, and by the greatest margin"
-        )
-        where = mask & (rows["attack"] == name) & (rows["backward"] == backward)
-        where &= rows["goal"] == goal
-        assert rows["pixels"][where & (rows["image_id"] == image)] == [sha(worst[position])]
-
-
-def test_dropped_images_are_gone_and_all_images_are_there(
-    worst_kept: AuditResult, audited: AuditResult, tmp_path: Path
-) -> None:
-    images, labels = digits(30)
-    for unit in worst_kept.units:
-        path = worst_kept.store.pixels_path(unit)
-        assert path.exists() == (unit.start == 0 and unit.kind != "benign")
-        if path.exists():
-            assert "images" not in load_file(path)
-    assert not (audited.store.folder / "images").exists()
-    for unit in audited.units:
-        path = audited.store.pixels_path(unit)
-        if unit.kind == "attack":
-            assert len(load_file(path)["images"]) == unit.stop - unit.start
-    none = audit(
-        tpap(conv_net(), radius=0.1), images, labels, threat=Linf(SMALL), attacks="fgsm,pgd-4",
-        batch_size=16, keep_images="none", out=tmp_path,
-    )  # fmt: skip
-    assert not (tmp_path / "images").exists()
-    assert all("images" not in load_file(p) for p in (tmp_path / "pixels").iterdir())
-    assert none.digest == audited.digest
-
-
-def test_cases_show_what_was_sent_and_said(worst_kept: AuditResult) -> None:
-    images, labels = digits(30)
-    net, defense = conv_net(), tpap(conv_net(), radius=0.1)
-    result = worst_kept
-    cases = load_cases(result.store, result.plan, result.units, result.rows)
-    clean_right = (defense(images).argmax(1) == labels).tolist()
-    first = [str(i) for i, right in enumerate(clean_right[:12]) if right][:6]
-    assert [case.image_id for case in cases] == first, "the first that are right, not hand-picked"
-    for case in cases:
-        position = int(case.image_id)
-        assert case.label == int(labels[position])
-        assert torch.equal(case.clean, images[position])
-        assert [view.title.split(" ")[0] for view in case.views] == [
-            "clean", "oblivious", "adaptive"
-        ]  # fmt: skip
-        for view in case.views:
-            sent = view.image[None]
-            assert bool(Linf(SMALL).contains(sent, images[position : position + 1]).all())
-            with torch.no_grad():
-                logits = net(sent)[0]
-            answer = defense.predict(sent)
-            torch.testing.assert_close(torch.tensor(view.baseline_logits), logits)
-            torch.testing.assert_close(torch.tensor(view.target_scores), answer.scores[0])
-            assert view.target_prediction == int(answer.labels)
-            assert view.baseline_prediction == int(logits.argmax())
-            assert view.purified is not None
-            assert answer.purified is not None
-            torch.testing.assert_close(view.purified, answer.purified[0])
-        for attacker, view in zip(("oblivious", "adaptive"), case.views[1:], strict=True):
-            assert torch.equal(view.image, worst_images(result.store, attacker)[position])
 
 
 # -- random defenses ----------------------------------------------------------------------------
@@ -376,6 +172,9 @@ def test_the_short_object(audited: AuditResult) -> None:
     assert found["complete"] is True
 
 
+# -- who is audited, by whom --------------------------------------------------------------------
+
+
 def test_a_classifier_by_itself() -> None:
     images, labels = digits(20)
     found = audit(linear_net(), images, labels, threat=Linf(EPS), attacks="fgsm,pgd-3")
@@ -431,53 +230,6 @@ def test_an_answer_that_is_not_a_number_is_never_right() -> None:
     assert found.worst_case_accuracy == 0.0
 
 
-def test_two_attacks_of_one_name_are_refused() -> None:
-    images, labels = digits(4)
-    fgsm = make_attack("fgsm")
-    with pytest.raises(AttackError, match="different settings are named 'fgsm'"):
-        audit(linear_net(), images, labels, threat=Linf(EPS),
-              attacks=[fgsm, replace(fgsm, step_size=0.5)])  # fmt: skip
-
-
-def test_an_audit_without_an_informed_attacker_says_so() -> None:
-    images, labels = digits(8)
-    found = audit(tpap(linear_net()), images, labels, threat=Linf(EPS), attacks="fgsm",
-                  attackers=["oblivious"])  # fmt: skip
-    assert "what it adds against one is not known" in found.summary["lesson"]
-    assert "Over all attackers" not in found.summary["lesson"]
-    assert any("--attacker adaptive" in note for note in found.summary["notes"])
-    assert "oblivious attacker only" in terminal_table(found.summary)
-
-
-@pytest.mark.parametrize("defended", [True, False])
-def test_attacks_with_a_bound_of_their_own_leave_no_worst_case(defended: bool) -> None:
-    images, labels = digits(4)
-    target = tpap(linear_net()) if defended else linear_net()
-    found = audit(target, images, labels, threat=Linf(EPS), attacks="stadv-1")
-    assert found.complete
-    assert found.worst_case_accuracy is None
-    told = found.summary["lesson"]
-    assert "No attack of the threat model was run, so there is no worst case." in told
-    assert "not run" not in told
-    assert "not known" not in told
-    assert "worst attack" not in told
-    if not defended:
-        assert "The classifier answers 100.0% of clean images correctly. No attack" in told
-
-
-def test_a_cut_audit_does_not_say_that_nothing_was_planned(tmp_path: Path) -> None:
-    images, labels = digits(8)
-    for name, target in (("bare", linear_net()), ("defended", tpap(linear_net()))):
-        found = audit(target, images, labels, threat=Linf(EPS), attacks="fgsm",
-                      out=tmp_path / name, shard=(1, 2))  # fmt: skip
-        assert found.worst_case_accuracy is None
-        assert "not known" in found.summary["lesson"]
-        assert "No attack of the threat model" not in found.summary["lesson"]
-    missing = audit(linear_net(), images, labels, threat=Linf(EPS), attacks="fgsm",
-                    out=tmp_path / "later", shard=(2, 2))  # fmt: skip
-    assert "What the classifier answers on clean images is not known" in missing.summary["lesson"]
-
-
 def test_only_one_attacker() -> None:
     images, labels = digits(8)
     for attacker in ("oblivious", "adaptive"):
@@ -486,146 +238,6 @@ def test_only_one_attacker() -> None:
         assert set(found.rows["attacker"]) == {"none", "benign", attacker}
         assert list(found.summary["target"]["worst_by_attacker"]) == [attacker]
         assert found.complete
-
-
-# -- budgets ------------------------------------------------------------------------------------
-
-
-def test_a_time_budget_cuts_and_says_what_was_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = audit(**arguments())
-    clock = [0.0]
-    honest = engine._do
-
-    def slow(*rest: Any) -> None:
-        honest(*rest)
-        clock[0] += 10
-
-    class Time:
-        perf_counter = staticmethod(engine.time.perf_counter)
-
-        @staticmethod
-        def monotonic() -> float:
-            return clock[0]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "_do", slow)
-        patch.setattr(engine, "time", Time)
-        cut = audit(**arguments(out=tmp_path, time_budget=175.0))
-    # The first block of 8 images has 16 units and is done, the second has begun.
-    assert not cut.complete
-    assert cut.digest is None
-    assert cut.to_json()["complete"] is False
-    assert cut.to_json()["left_out"] == cut.summary["left_out"]
-    assert cut.summary["left_out"] == ["30 of 48 units are not done", "images 8-15, 16-23"]
-    assert cut.summary["target"]["clean"]["n"] == 16
-    assert cut.summary["target"]["worst_case"]["n"] == 8, "only images that met every attack"
-    assert not (tmp_path / "manifest.json").exists()
-    assert cut.save_report(tmp_path / "report")
-    found = audit(**arguments(out=tmp_path))
-    assert found.complete
-    assert found.summary["left_out"] == []
-    assert found.digest == whole.digest
-    assert read_result(tmp_path).digest == whole.digest
-
-
-def test_an_attack_that_was_not_begun_is_not_passed_over(tmp_path: Path) -> None:
-    images, labels = digits(8)
-    common: dict[str, Any] = {"threat": Linf(EPS), "attacks": "fgsm,pgd-3"}
-    defense = tpap(linear_net())
-    audit(defense, images, labels, **common, out=tmp_path)
-    for unit in engine.plan_units(read_result(tmp_path).plan):
-        if unit.attack == "pgd-3" and unit.backward == "smoothed-sign":
-            (tmp_path / "rows" / f"{unit.name}.parquet").unlink()
-    found = read_result(tmp_path)
-    assert found.worst_case_accuracy is None
-    assert found.summary["target"]["worst_by_attacker"]["adaptive"] is None
-    assert found.summary["target"]["worst_by_attacker"]["oblivious"] is not None
-    cells = {row["attack"]: row["cells"]["target"]["adaptive"] for row in found.summary["table"]}
-    assert cells["pgd-3"] is None, "one of its two gradients is missing"
-    assert cells["fgsm"] is not None
-    assert "the worst case is not known with the defense and" in found.summary["lesson"]
-
-
-def test_a_shard_without_the_clean_images_can_be_read(tmp_path: Path) -> None:
-    images, labels = digits(8)
-    found = audit(tpap(linear_net()), images, labels, threat=Linf(EPS), attacks="fgsm",
-                  out=tmp_path, shard=(2, 2))  # fmt: skip
-    assert found.clean_accuracy is None
-    assert found.worst_case_accuracy is None
-    assert found.save_report()
-    assert found.to_json()["clean_accuracy"] is None
-
-
-def test_the_preview_counts_what_is_left(tmp_path: Path) -> None:
-    told: list[str] = []
-    audit(**arguments(out=tmp_path, announce=told.append, shard=(1, 3)))
-    audit(**arguments(out=tmp_path, announce=told.append))
-    audit(**arguments(out=tmp_path, announce=told.append))
-    assert len(told) == 2, "nothing is announced where nothing is to do"
-    assert told[0].startswith("16 units of work; the rest takes at most about ")
-    assert told[1].startswith("48 units of work, 16 are done; the rest takes at most about ")
-
-
-# -- what is left alone, and what is refused ----------------------------------------------------
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_the_users_module_is_untouched(
-    training: bool,
-    untouched: Callable[[nn.Module], AbstractContextManager[nn.Module]],
-    conv: Callable[..., nn.Module],
-    pixels: Callable[..., Tensor],
-) -> None:
-    net = conv().train(training)
-    first = next(net.parameters())
-    first.requires_grad_(False)
-    last = list(net.parameters())[-1]
-    last.grad = torch.ones_like(last)
-    images = pixels(6)
-    labels = torch.tensor([0, 1, 2, 3, 4, 0])
-    copies = images.clone(), labels.clone()
-    with untouched(net):
-        for subject in (net, tpap(net)):
-            audit(subject, images, labels, threat=Linf(EPS), attacks="fgsm,pgd-2")
-    assert torch.equal(images, copies[0])
-    assert torch.equal(labels, copies[1])
-    assert torch.equal(last.grad, torch.ones_like(last))
-
-
-def test_an_audit_works_inside_no_grad_and_inference_mode() -> None:
-    images, labels = digits(8)
-    common: dict[str, Any] = {"threat": Linf(EPS), "attacks": "fgsm"}
-    defense = tpap(linear_net())
-    plain = audit(defense, images, labels, **common)
-    with torch.no_grad():
-        assert audit(defense, images, labels, **common).digest == plain.digest
-    with torch.inference_mode():
-        assert audit(defense, images, labels, **common).digest == plain.digest
-        assert audit(defense, images.clone(), labels, **common).digest == plain.digest
-
-
-def test_wrong_input_is_told() -> None:
-    images, labels = digits(4)
-    net = conv_net()
-
-    def refused(words: str, x: Any = images, y: Any = labels, net: nn.Module = net) -> None:
-        with pytest.raises(InputError, match=words):
-            audit(tpap(net), x, y, threat=Linf(EPS), attacks="fgsm")
-
-    refused("1 of 4 labels lie outside the classes: the first is 10, at position 2.*from 0 to 9",
-            y=torch.tensor([0, 1, 10, 2]))  # fmt: skip
-    refused("first is -1", y=torch.tensor([-1, 1, 2, 3]))
-    refused(r"Labels have shape \(3,\)", y=labels[:3])
-    refused("Labels are of dtype float32", y=labels.float())
-    refused("There is no image", x=images[:0], y=labels[:0])
-    refused("Images have 3 channels.*Expected: 1 channel", x=images.expand(-1, 3, -1, -1))
-    refused("divide by 255", x=images * 255)
-    refused(r"images\.float\(\) / 255", x=(images * 255).to(torch.uint8))
-    refused("1 of 4 images hold NaN", x=torch.where(torch.arange(4).view(-1, 1, 1, 1) == 1,
-                                                      torch.nan, images))  # fmt: skip
-    refused("add a batch dimension", x=images[0], y=labels[:1])
 
 
 def test_the_declared_gradients_are_all_tried() -> None:
