@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from audit.doubles import EPS, conv_net, digits, linear_net
+from audit.doubles import EPS, arguments, conv_net, digits, linear_net, small
 from unperturb.attacks import make_attack
 from unperturb.audit import audit
-from unperturb.errors import AttackError, InputError
+from unperturb.errors import AttackError, ConfigError, InputError, SpecError, UnperturbError
 from unperturb.presets import tpap
 from unperturb.threat import Linf
 
@@ -87,3 +88,61 @@ def test_two_attacks_of_one_name_are_refused() -> None:
     with pytest.raises(AttackError, match="different settings are named 'fgsm'"):
         audit(linear_net(), images, labels, threat=Linf(EPS),
               attacks=[fgsm, replace(fgsm, step_size=0.5)])  # fmt: skip
+
+
+def test_settings_out_of_range() -> None:
+    for change, words in (
+        ({"batch_size": 0}, "batch_size is 0.*at least 1"),
+        ({"scoring_draws": 0, "defense": arguments()["defense"]}, "scoring_draws is 0"),
+        ({"seed": -1}, "The seed is -1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"time_budget": 0.0}, "time_budget is 0.0.*seconds above 0"),
+        ({"attackers": ()}, "No attacker is named.*oblivious and adaptive"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            audit(**small(**change))
+    for change, words in (
+        ({"attackers": ("adaptive", "adaptiv")}, "Unknown attacker 'adaptiv'.*did you mean 'adap"),
+        ({"attackers": "obvious"}, "Unknown attacker 'obvious'"),
+        ({"keep_images": "best"}, "Unknown keep_images 'best'"),
+        ({"attacks": "pdg"}, "Unknown attack 'pdg'.*did you mean 'pgd'"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            audit(**small(**change))
+    for change, words in (
+        ({"ids": ["a"] * 8}, "Image ids repeat"),
+        ({"ids": ["a"]}, "1 ids for 8 images"),
+    ):
+        with pytest.raises(InputError, match=words):
+            audit(**small(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attacks": None}, "The attacks are None.*a suite"),
+        ({"attacks": 5}, "The attacks are 5"),
+        ({"outside": {"a": None}}, "The outside images 'a' are None.*a folder"),
+        ({"outside": [1]}, r"outside is \[1\].*a dictionary"),
+        ({"probe_images": "x"}, "probe_images is 'x'.*a whole number"),
+        ({"attackers": None}, "attackers is None.*some of oblivious"),
+        ({"ids": 5}, "ids is 5.*one name for each image"),
+        ({"shard": 3}, r"shard is 3.*a pair \(i, n\)"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_kind_are_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnperturbError, match=words):
+        audit(**small(**change))
+
+
+def test_one_attacker_may_be_named_as_a_string() -> None:
+    assert audit(**small(attackers="adaptive")).plan["settings"]["attackers"] == ["adaptive"]
+    both = audit(**small(attackers=["adaptive", "oblivious", "adaptive"]))
+    assert both.plan["settings"]["attackers"] == ["oblivious", "adaptive"]
+
+
+def test_nothing_is_written_for_wrong_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        audit(**small(out=tmp_path / "out", labels=torch.full((8,), 10)))
+    assert not (tmp_path / "out").exists()
