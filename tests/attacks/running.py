@@ -1,4 +1,4 @@
-"""Running an attack with a test's own settings, and a target that answers at random."""
+"""Running attacks with a test's own settings, and a target that answers at random."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unperturb.attacks.apgd import APGD
 from unperturb.attacks.base import Attacked
 from unperturb.attacks.engine import FirstOrder
 from unperturb.attacks.surface import Surface
@@ -47,4 +48,19 @@ def first_order(
         threat=threat,
         keys=keys or keys_of(images),
         stop=stop,
+    )
+
+
+def apgd(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    stop: str = "fixed",
+    keys: Keys | None = None,
+    **settings: Any,
+) -> Attacked:
+    made = APGD(**{"name": "own", "steps": 30, **settings})
+    return made.run(
+        Surface(net), images, labels, threat=threat, keys=keys or keys_of(images), stop=stop
     )
