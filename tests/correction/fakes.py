@@ -1,14 +1,18 @@
-"""A bank in memory, with what fits read of one, and logits that can be corrected by a rule."""
+"""A bank in memory, with what fits read of one, logits that can be corrected by a rule; fits."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unperturb.correction import Corrector
 from unperturb.correction.config import CorrectionConfig
+from unperturb.correction.fit import RECORD, fit_correction
 
 SWAP, FLIP = "swap", "flip-3?strength=2"
 
@@ -85,3 +89,21 @@ def config(**changes: Any) -> CorrectionConfig:
         "width": 48, "lr": 5e-3, "batch_size": 32, "epochs": 2, "holdout": 0.2, "seed": 3,
     }  # fmt: skip
     return CorrectionConfig(**{**found, **changes})
+
+
+def fit(bank: Any, settings: Any, **options: Any) -> Corrector:
+    return fit_correction(bank, settings, **{"show": False, **options})
+
+
+def state(corrector: Corrector) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in corrector.network.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def epochs(folder: Path) -> list[dict[str, Any]]:
+    """Records of the epochs without their times."""
+    listed = json.loads((folder / RECORD).read_text())["epochs"]
+    return [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in listed]
