@@ -1,0 +1,151 @@
+"""Losses, gradients and discriminators that go wrong stop a run; the last good state is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from restoration.small import (
+    CASES,
+    classifier_of_digits,
+    digits,
+    equal,
+    gan_config,
+    mae_config,
+    start,
+    state,
+    train,
+    tune_config,
+)
+from unperturb.errors import ConfigError
+from unperturb.networks.inpainting_gan import PatchDiscriminator
+from unperturb.restoration import gan as gan_module
+from unperturb.restoration import plan_finetune, plan_pretrain
+from unperturb.restoration.finetune import FineTuneWork
+from unperturb.restoration.gan import Watch
+from unperturb.restoration.loop import Diverged
+
+
+def test_losses_that_are_no_numbers_stop_the_run_and_leave_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, left = gan_module.GANWork.losses, [4]
+
+    def losses(self: Any, *arguments: Any) -> dict[str, Tensor]:
+        left[0] -= 1
+        found = original(self, *arguments)
+        return {name: v * float("nan") for name, v in found.items()} if left[0] < 0 else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan_module.GANWork, "losses", losses)
+        with pytest.raises(ConfigError) as caught:
+            train(CASES["gan"](tmp_path), tmp_path / "out")
+    for word in ("diverged in epoch 2, step 2: the l1 loss is nan", "lower lr", "last good"):
+        assert word in str(caught.value)
+    assert not (tmp_path / "out" / "training.json").exists()
+    whole = train(CASES["gan"](tmp_path), tmp_path / "whole", stop_after=1)
+    kept = plan_pretrain(digits(), gan_config(lr=1e-4), start=tmp_path / "out")
+    assert equal(state(kept.net.network), state(whole.network))
+    assert kept.facts["start"] == "out"
+    train(kept, tmp_path / "again")
+
+
+def test_a_rate_that_is_far_too_great_stops_the_run(tmp_path: Path) -> None:
+    plan = plan_pretrain(digits(), gan_config(lr=1e30, schedule="multistep"))
+    with pytest.raises(ConfigError, match="diverged in epoch 1"):
+        train(plan, tmp_path / "out")
+    kept = plan_pretrain(digits(), gan_config(), start=tmp_path / "out")
+    for value in state(kept.net.network).values():
+        assert bool(torch.isfinite(value).all())
+
+
+def test_a_gradient_that_is_no_number_is_never_taken(tmp_path: Path) -> None:
+    plan = CASES["mae"](tmp_path)
+    begun = state(plan.net.network)
+
+    def losses(*arguments: Any) -> dict[str, Tensor]:
+        for parameter in plan.net.network.parameters():
+            parameter.grad = torch.full_like(parameter, float("inf"))
+        return {"mse": torch.tensor(1.0)}
+
+    plan.work.losses = losses  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="a gradient of the network is not finite"):
+        train(plan, tmp_path / "out")
+    assert equal(state(plan.net.network), begun)
+
+
+@pytest.mark.parametrize("case", ["atop", "atop mae whole"])
+def test_a_fine_tuning_that_diverges_leaves_the_network_it_had(case: str, tmp_path: Path) -> None:
+    plan = CASES[case](tmp_path)
+    original, left = plan.work.losses, [2]
+
+    def losses(*arguments: Any) -> dict[str, Tensor]:
+        left[0] -= 1
+        found = original(*arguments)
+        return {**found, "classifier": found["classifier"] * (1 if left[0] >= 0 else float("nan"))}
+
+    plan.work.losses = losses  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="epoch 1, step 3: the classifier loss is nan.*last good"):
+        train(plan, tmp_path / "out", checkpoint_seconds=0.0)
+    found = plan_pretrain(
+        digits(), gan_config() if case == "atop" else mae_config(), start=tmp_path / "out"
+    )
+    kept = state(found.net.network)
+    assert equal(kept, state(plan.net.network)), "the two good steps are in the checkpoint"
+    assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+
+
+class Blind(PatchDiscriminator):
+    """Gives all images one score."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 0.0 * super().forward(images)
+
+
+def test_a_collapsed_discriminator_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unperturb.restoration.run.PatchDiscriminator", Blind)
+    plan = plan_pretrain(digits(), gan_config())
+    begun = state(plan.net.network)
+    assert isinstance(plan.work, gan_module.GANWork)
+    plan.work.watch = Watch(patience=4)
+    with pytest.raises(ConfigError) as caught:
+        train(plan, tmp_path / "out", checkpoint_seconds=0.0)
+    for word in ("the discriminator collapsed", "one score", "for 4 steps", "epoch 2, step 1"):
+        assert word in str(caught.value)
+    # Three steps and an epoch were done meanwhile; none of them was worth keeping.
+    kept = plan_pretrain(digits(), gan_config(), start=tmp_path / "out")
+    assert equal(state(kept.net.network), begun)
+
+
+def test_a_discriminator_that_collapses_in_fine_tuning_stops_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = start(tmp_path)
+    monkeypatch.setattr("unperturb.restoration.folder.PatchDiscriminator", Blind)
+    plan = plan_finetune(classifier_of_digits(), folder, digits(), tune_config())
+    begun = state(plan.net.network)
+    assert isinstance(plan.work, FineTuneWork)
+    plan.work.watch = Watch(patience=2)
+    with pytest.raises(ConfigError, match="epoch 1, step 2: the discriminator collapsed"):
+        train(plan, tmp_path / "out", checkpoint_seconds=0.0)
+    kept = plan_pretrain(digits(), gan_config(), start=tmp_path / "out")
+    assert equal(state(kept.net.network), begun)
+
+
+def test_what_counts_as_a_collapse() -> None:
+    watch = Watch(patience=3)
+    flat, fine = torch.zeros(8), torch.linspace(-1, 1, 8)
+    for scores in (flat, flat, fine, flat, flat):
+        watch.see(scores)
+    assert not watch.healthy
+    with pytest.raises(Diverged, match="gives all images one score"):
+        watch.see(flat)
+    watch = Watch(patience=1)
+    with pytest.raises(Diverged, match="scores run away"):
+        watch.see(1e6 * fine)
