@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.running import keys_of
 from unperturb.attacks.base import Attacked
 from unperturb.attacks.diversity import DiverseInputs, gaussian_kernel, make_ti_dim, resize_and_pad
 from unperturb.attacks.registry import make_attack
@@ -16,10 +17,6 @@ from unperturb.attacks.surface import Surface
 from unperturb.errors import UnperturbError
 from unperturb.randomness import Keys
 from unperturb.threat import L2, Linf, Threat
-
-
-def keys_of(images: Tensor, seed: int = 0) -> Keys:
-    return Keys.of(seed, [f"image-{i}" for i in range(len(images))])
 
 
 def attack(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.running import Noisy, keys_of
 from unperturb.attacks.base import Attacked
 from unperturb.attacks.batch import Batch
 from unperturb.attacks.engine import FirstOrder
@@ -19,19 +20,7 @@ from unperturb.defense import Defense
 from unperturb.errors import UnperturbError
 from unperturb.presets import tpap
 from unperturb.purifiers import Purified, Purifier
-from unperturb.randomness import Keys
 from unperturb.threat import L2, Linf
-
-
-class Noisy(Purifier):
-    """Adds noise, at a scale that matters."""
-
-    name = "noisy"
-    stochastic = True
-
-    def forward(self, images: Tensor, *, ctx: Context) -> Purified:
-        noisy = images + 0.2 * ctx.noise("noisy", images.shape[1:])
-        return Purified(noisy, noisy)
 
 
 class Darker(Purifier):
@@ -41,10 +30,6 @@ class Darker(Purifier):
 
     def forward(self, images: Tensor, *, ctx: Context) -> Purified:
         return Purified(0.5 * images, 0.5 * images)
-
-
-def keys_of(images: Tensor, seed: int = 0) -> Keys:
-    return Keys.of(seed, [f"image-{i}" for i in range(len(images))])
 
 
 def attack(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.running import keys_of
 from unperturb.attacks.base import Attacked
 from unperturb.attacks.carlini_wagner import CarliniWagner
 from unperturb.attacks.ddn import DDN
@@ -35,10 +36,6 @@ ATTACKS: dict[str, MinimalNorm] = {
     "ddn": DDN(name="ddn"),
 }
 EVERY = pytest.mark.parametrize("name", ATTACKS)
-
-
-def keys_of(images: Tensor) -> Keys:
-    return Keys.of(0, [f"image-{i}" for i in range(len(images))])
 
 
 def run(

@@ -114,16 +114,17 @@ def test_a_defense_that_answers_at_random_a_tenth_of_the_time() -> None:
 def test_scoring_uses_no_draw_an_attack_was_optimized_or_selected_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: dict[str, set[tuple[str, int, int]]] = {"attack": set(), "select": set(), "score": set()}
+    # The random words themselves: what is drawn under other names must be other numbers.
+    seen: dict[str, set[tuple[int, ...]]] = {"attack": set(), "select": set(), "score": set()}
     honest = Keys._words
 
     def watched(self: Keys, stage: str, *rest: Any) -> Any:
+        words = honest(self, stage, *rest)
         if self.domain not in ("fresh", "check"):  # cost and repeatability: nothing is scored
             kind = self.domain if self.domain in ("select", "score") else "attack"
             assert kind != "attack" or self.domain.startswith(("attack/", "benign/"))
-            pairs = zip(self.images.tolist(), self.draws.tolist(), strict=True)
-            seen[kind] |= {(self.domain, image, draw) for image, draw in pairs}
-        return honest(self, stage, *rest)
+            seen[kind] |= {tuple(row) for row in torch.stack([w[:, 0] for w in words], 1).tolist()}
+        return words
 
     monkeypatch.setattr(Keys, "_words", watched)
     audit(**arguments(batch_size=24))

@@ -234,10 +234,8 @@ def test_a_loss_that_is_nan_stops_and_the_last_checkpoint_stays(
 
 def test_weights_that_are_nan_are_not_written(tmp_path: Path) -> None:
     # The steps of Adam are of the size of its rate: 1e38 of them is infinite with the next.
-    with pytest.raises(ConfigError, match=r"in epoch 1, step \d, at the learning rate 1e\+38"):
+    with pytest.raises(ConfigError, match=r"at the learning rate 1e\+38") as caught:
         fit(swapped(60), config(lr=1e38, dropout=0.0), out=tmp_path / "out", checkpoint_seconds=0.0)
-    for path in (tmp_path / "out").glob(CHECKPOINT):
-        with safe_open(path, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                if "parameter" in name:
-                    assert bool(torch.isfinite(stored.get_tensor(name)).all())
+    assert "in epoch 1, step 1," in str(caught.value)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert "checkpoint" not in str(caught.value), "there is none to go on from"

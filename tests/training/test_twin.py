@@ -23,11 +23,11 @@ from unperturb.training.twin import Twin, make_twin
 # -- networks that have a twin ------------------------------------------------------------------
 
 
-def _plain(*, bias: bool = True, affine: bool = True, act: type[nn.Module] = nn.ReLU) -> nn.Module:
+def _plain(*, bias: bool = True, affine: bool = True) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=bias), nn.BatchNorm2d(8, affine=affine), act(),
+        nn.Conv2d(3, 8, 3, padding=1, bias=bias), nn.BatchNorm2d(8, affine=affine), nn.ReLU(),
         nn.Conv2d(8, 12, 3, stride=2, bias=bias, groups=4), nn.BatchNorm2d(12, affine=affine),
-        act(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
     )  # fmt: skip
 
 
@@ -76,8 +76,8 @@ def test_input_gradients_of_a_twin_are_the_networks(name: str) -> None:
         gradients.append(gradient)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
     assert bool((gradients[1].flatten(1).abs().amax(1) > 0).all())
-    for image in (0.01, 0.1):
-        examples = [fgsm_examples(module, images, labels, image) for module in (twin, net)]
+    for eps in (0.01, 0.1):
+        examples = [fgsm_examples(module, images, labels, eps) for module in (twin, net)]
         assert torch.equal(*examples)
 
 
