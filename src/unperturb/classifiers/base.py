@@ -64,7 +64,8 @@ class Classifier(nn.Module):
         min_size: Smallest height and width that are accepted.
 
     Raises:
-        SpecError: K below 2, or a normalization that does not fit.
+        SpecError: K below 2, a normalization that does not fit, or weights that were made under
+            ``torch.inference_mode``, through which no gradient can be taken.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -97,6 +98,12 @@ class Classifier(nn.Module):
                 f"The classifier has {num_classes} class{'es' if num_classes != 1 else ''}",
                 expected="at least 2 logits per image",
                 fix="for a binary net with one logit z, return the two logits (0, z)",
+            )
+        if any(t.is_inference() for t in (*module.parameters(), *module.buffers())):
+            raise SpecError(
+                "The network was made under torch.inference_mode",
+                expected="weights through which a gradient can be taken",
+                fix="build, copy or load it outside of torch.inference_mode",
             )
         self.num_classes = num_classes
         self.input_shape: Shape = input_shape

@@ -222,7 +222,8 @@ class _Fit:
 
     def _diverged(self, problem: str, epoch: int, *, done: bool = False) -> None:
         step = self.state.steps + (0 if done else 1)
-        kept = "" if self.state.path is None else "; the last good checkpoint is kept"
+        path = self.state.path
+        kept = "; the last good checkpoint is kept" if path is not None and path.exists() else ""
         raise ConfigError(
             f"{problem} in epoch {epoch + 1}, step {step}, at the learning rate {self.config.lr:g}",
             expected="a finite loss and finite weights",
