@@ -60,6 +60,12 @@ def restoration_card(folder: Path, config: dict[str, Any]) -> str:
         f"{where['torch']}. Records of the epochs: `training.json`.",
         "",
     ]
+    if "weights" in card:
+        lines += [
+            f"The weights are stored as {card['weights']} (`tools/half.py`) and computed with as "
+            "float32; the figures below are from before the rounding.",
+            "",
+        ]
     if tuned:
         known = card["classifier"]
         lines += [
@@ -119,7 +125,8 @@ def command(name: str, card: dict[str, Any]) -> str:
     if kind == "atop":
         begin.append(f"--classifier {card['classifier']['spec']}")
     data = card["data"]["source"].split(";")[0].strip()
-    return f"unperturb fit {kind} {' '.join([*begin, *words])} --data {data} --out {name}"
+    out = f"runs/{name}" if "weights" in card else name
+    return f"unperturb fit {kind} {' '.join([*begin, *words])} --data {data} --out {out}"
 
 
 def _text(key: str, value: Any) -> str:
