@@ -12,8 +12,8 @@ __all__ = ["FORMAT", "restoration_card"]
 FORMAT = "unperturb-restoration"
 
 _KINDS = {
-    "inpainting-gan": "an inpainting GAN (gated convolutions, a coarse and a refinement stage)",
-    "masked-autoencoder": "a denoising masked autoencoder (ViT)",
+    "inpainting-gan": "An inpainting GAN (gated convolutions, a coarse and a refinement stage)",
+    "masked-autoencoder": "A denoising masked autoencoder (ViT)",
 }
 _SIZES = ("eps",)
 _OPTIONS = {"cls_weight": "lambda"}
@@ -37,7 +37,7 @@ def restoration_card(folder: Path, config: dict[str, Any]) -> str:
     lines = [
         f"# {folder.name}",
         "",
-        f"{_KINDS[config['network']].capitalize()} that restores images ({size}, in [0, 1]) from "
+        f"{_KINDS[config['network']]} that restores images ({size}, in [0, 1]) from "
         f"what the random transform {config['transform']['name']} leaves. Trained by this project; "
         "part of `unperturb`, Apache-2.0.",
         "",
