@@ -32,6 +32,7 @@ from unperturb.files import short_paths
 from unperturb.generative import load_vae
 from unperturb.networks.vae import VAE
 from unperturb.presets import alu
+from unperturb.progress import progress
 from unperturb.purifiers import LatentOptimization
 from unperturb.purifiers.latent_steps import Descent, descend
 
@@ -111,7 +112,11 @@ def passes(args: Namespace, vae: VAE, train: Tensor, test: Tensor) -> dict[str, 
 
 def tuned(cost: Callable[[float], float], rates: Sequence[float]) -> dict[float, float]:
     """Cost of each rate of a grid, which goes on upwards as long as its last rate is the best."""
-    found = {lr: cost(lr) for lr in rates}
+    found = {}
+    with progress(total=len(rates), desc="learning rates", unit="rate") as bar:
+        for lr in rates:
+            found[lr] = cost(lr)
+            bar.update()
     while (top := max(found)) < _LARGEST and min(found, key=lambda lr: found[lr]) == top:
         found[1.5 * top] = cost(1.5 * top)
     return found

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from unperturb.classifiers import Classifier, load_classifier, new_classifier
+from unperturb.progress import progress
 
 # What changes how often memory goes back to the system, and with it speed on CPUs.
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -69,17 +70,21 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every job, by repetition; each repetition begins with another job."""
     now = CLOCKS[clock]
-    for _ in range(warmups):
-        for job in jobs.values():
-            job()
     names = list(jobs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(repeats):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            began = now()
-            jobs[name]()
-            seconds[name].append(now() - began)
+    # The bar moves between the measured calls.
+    with progress(total=(warmups + repeats) * len(names), desc="timing", unit="run") as bar:
+        for _ in range(warmups):
+            for job in jobs.values():
+                job()
+                bar.update()
+        for turn in range(repeats):
+            shift = turn % len(names)
+            for name in names[shift:] + names[:shift]:
+                began = now()
+                jobs[name]()
+                seconds[name].append(now() - began)
+                bar.update()
     return seconds
 
 
