@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from results import Paper, Record, compact, find, percent
+from results import Paper, Record, compact, find, percent, single_draw
 from unperturb.recipes.draws import KINDS
 from unperturb.recipes.render_draws import difference_text, panel_lines
 from unperturb.recipes.words import header_of, line_of
@@ -38,18 +38,8 @@ def table(name: str) -> list[str]:
 
 
 def single(record: Record) -> Record:
-    """The record with the accuracy of a single draw in the cells of random defenses.
-
-    That is what the paper prints: each of its figures is of one draw.
-    """
-
-    def one(cell: Record) -> Record:
-        drawn = (cell.get("draws") or {}).get("single")
-        return (
-            cell if drawn is None else {**cell, **{k: drawn[k] for k in ("accuracy", "interval")}}
-        )
-
-    return {**record, "cells": [one(cell) for cell in record["cells"]]}
+    """The record with the accuracy of a single draw in the cells of random defenses."""
+    return {**record, "cells": [single_draw(cell) for cell in record["cells"]]}
 
 
 def quoted(record: Record) -> list[str]:

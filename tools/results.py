@@ -54,6 +54,15 @@ def find(record: Record | None, row: str, column: str, attacker: str) -> Record 
     return None
 
 
+def single_draw(cell: Record) -> Record:
+    """The cell with the accuracy of a single draw, where the defense is random.
+
+    That is what the papers print: each of their figures is of one draw.
+    """
+    drawn = (cell.get("draws") or {}).get("single")
+    return cell if drawn is None else {**cell, **{k: drawn[k] for k in ("accuracy", "interval")}}
+
+
 def compact(record: Record, *, whole: bool = False) -> list[str]:
     """One table: for each row the paper's figures, ours oblivious, ours adaptive, in percent.
 
