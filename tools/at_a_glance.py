@@ -165,8 +165,12 @@ def lines(rows: Sequence[Found]) -> list[str]:
         "CIFAR-10, first n test images, ResNet-20, seed 0, Wilson 95 % intervals, two CPU cores; "
         "the papers have larger networks and 10,000 images. Who does not know the defense runs "
         "all his steps and his last image counts, as published; who knows it stops at the first "
-        "success. *Without the defense* is the same attacker's work on the network alone (of "
-        "unified and asymmetric ALU: on a standard one)." + drawn,
+        "success. *Without the defense* is the work of the one who knows, on the network alone (of "
+        "unified and asymmetric ALU: on a standard one). A figure under attack above the clean one "
+        "is no robustness: the attack tells the true label ([label "
+        "leaking](docs/concepts.md#threat-model-and-attacker)). ALU's paper took a gradient "
+        "through VAE and classifier, which is another attack than ours beside it: [one factor at a "
+        "time](docs/results/alu.md#why-ours-differ-from-the-papers)." + drawn,
         END,
     ]
 

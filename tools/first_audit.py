@@ -205,9 +205,12 @@ def readme(
     _, after = rest.split(end)
     plain = first["target"]
     lines = [
-        "**TPAP around the network it is meant for** (a ResNet-20 trained into robust "
-        "overfitting, `zoo/cifar10-resnet20-fgsm`), first 1,000 CIFAR-10 test images, Linf "
-        "8/255, seed 0, Wilson 95 % intervals:",
+        "**TPAP around a network of the kind it is meant for** (a ResNet-20 trained into robust "
+        "overfitting: near-perfect on FGSM, near zero on PGD; `zoo/cifar10-resnet20-fgsm`, an "
+        "earlier one than above), first 1,000 CIFAR-10 test images, Linf 8/255, seed 0, Wilson "
+        "95 % intervals. *Oblivious*: the attacker ignores the defense; all his steps are run and "
+        "his last image counts. *Adaptive*: he knows it and stops at the first success, so that "
+        "an image that is wrong when clean stays wrong.",
         "",
         *table(second),
         "",

@@ -90,25 +90,31 @@ def draw_compared(shop: Workshop, record: Mapping[str, Any], folder: Path) -> li
     told = done_of(record["changes"])
     if not told:
         return []
-    height = 0.9 + 0.21 * len(told)
+    height = 1.05 + 0.21 * len(told)
     figure = _figure(shop, 6.6, height)
     if figure is None:
         return []
-    axes = figure.add_axes((0.43, 0.55 / height, 0.55, 1 - 0.9 / height))
+    axes = figure.add_axes((0.43, 0.55 / height, 0.55, 1 - 1.05 / height))
     rows = range(len(told))
     attacked = [one["found"]["attacked"]["answer"] for one in told]
     clean = [one["found"]["clean"]["answer"]["accuracy"] for one in told]
     base = {one["against"] for one in told if one["against"]}
     for one, share in zip(told, attacked, strict=True):
         if base == {one["name"]}:
-            axes.axvline(share["accuracy"], color=MUTED, linestyle="--", linewidth=0.8, zorder=0)
+            axes.axvline(share["accuracy"], color=MUTED, linestyle="--", linewidth=0.8, zorder=0,
+                         label=f"{one['name']}, attacked")  # fmt: skip
     axes.plot(clean, rows, "o", label="clean images", markersize=4,
               markerfacecolor="none", color=LINES[0])  # fmt: skip
     axes.hlines(rows, *zip(*(share["interval"] for share in attacked), strict=True),
                 color=LINES[1], linewidth=1.4)  # fmt: skip
     axes.plot([share["accuracy"] for share in attacked], rows, "o", markersize=4,
               label="attacked images, 95 % interval", color=LINES[1])  # fmt: skip
-    names = [one["name"] for one in told]
+    usual = max(one["found"]["n"] for one in told)
+    counts = [one["found"]["n"] for one in told]
+    names = [
+        one["name"] if n == usual else f"{one['name']} (n = {n:,})"
+        for one, n in zip(told, counts, strict=True)
+    ]
     short = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
     axes.set_yticks(rows, short, parse_math=False)
     axes.set_ylim(len(told) - 0.4, -0.6)

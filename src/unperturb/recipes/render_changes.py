@@ -60,13 +60,14 @@ def done_of(told: Part) -> list[Part]:
 
 def accuracy_table(told: Part) -> list[str]:
     """What is right before and after purification and in the end, and what is flagged."""
+    quotes = any(subject["paper"] for subject in done_of(told))
     lines = [
         "Right answers by the logits before purification, by those after it, by their difference "
         "alone, and of the defense; what its detector flags. Wilson 95 % intervals in brackets.",
         "",
         *header_of([
             "", "attack, gradient, label", "images", "before", "after", "difference alone",
-            "defense", "paper", "flagged", "AUROC",
+            "defense", *(["paper"] if quotes else []), "flagged", "AUROC",
         ]),
     ]  # fmt: skip
     for subject in done_of(told):
@@ -82,7 +83,7 @@ def accuracy_table(told: Part) -> list[str]:
                     f"{kind}, {found['n']:,}",
                     *(accuracy_text(part[key]) for key in ("before", "after", "difference",
                                                            "answer")),
-                    "" if quoted is None else cell_text(paper_text(quoted)),
+                    *(["" if quoted is None else cell_text(paper_text(quoted))] if quotes else []),
                     share_text(part["flagged"]),
                     "" if kind == "clean" or found["auroc"] is None else f"{found['auroc']:.3f}",
                 ])
