@@ -25,14 +25,14 @@ The networks of the zoo that these recipes ask for come from
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 
-from results import ROOT, Paper, Record, find, percent
+from alu_cost import cost
+from alu_summary import nearest, summary
+from results import Paper, Record, find, percent
 from unperturb.audit.statistics import paired_comparison
-from unperturb.explain.canvas import INK, LINES, MUTED, new_figure, save_figure, tidy
 from unperturb.recipes.render_changes import (
     accuracy_table,
     approach_lines,
@@ -44,7 +44,7 @@ from unperturb.recipes.render_changes import (
     pattern_table,
     quality_table,
 )
-from unperturb.recipes.words import header_of, line_of, share_text
+from unperturb.recipes.words import header_of, line_of
 
 OTHER_DATA = ("table-2-cifar100", "table-2-tiny-imagenet")
 TABLES = ("table-1", "table-2", *OTHER_DATA, "table-3")
@@ -100,36 +100,9 @@ def two_at_once(told: Record) -> list[str]:
     ]
 
 
-def nearest() -> list[str]:
-    """The paper's figures, and the most that any factor leaves of each classifier."""
-    table, found = PAPER.read("table-2"), _subjects("factors")
-    if table is None or not found:
-        return []
-    kinds = {
-        "PGD-AT": "PGD-AT + ALU", "TRADES": "TRADES + ALU", "unified": "Unified ALU",
-        "asymmetric": "Asymmetric ALU",
-    }  # fmt: skip
-    best: dict[str, tuple[float, str]] = {}
-    for name, one in found.items():
-        kind = next((kind for kind in kinds if kind in name), "standard")
-        share = 100 * one["attacked"]["answer"]["accuracy"]
-        best[kind] = max(best.get(kind, (-1.0, "")), (share, name))
-    lines = []
-    for kind, row in {"standard": "Standard + ALU", **kinds}.items():
-        paper = (find(table, row, "PGD20", "oblivious") or {}).get("paper")
-        if isinstance(paper, int | float) and kind in best:
-            lines.append(f"{kind} {paper:g} (here {best[kind][0]:.1f}, {best[kind][1]})")
-    return [
-        "PGD-20 in the paper's Table 2, in percent, beside the most that any row below leaves: "
-        + "; ".join(lines)
-        + ". What stays far apart is explained by none of these factors.",
-        "",
-    ]
-
-
 def factors() -> list[str]:
     """One factor at a time; below it the VAEs' quality, and what another stopping rule leaves."""
-    lines = [*nearest(), *changes("factors")]
+    lines = [*nearest(PAPER), *changes("factors")]
     record = PAPER.read("factors")
     if record is None:
         return lines
@@ -255,174 +228,12 @@ def detector() -> list[str]:
     ]
 
 
-def count(cell: Record | None) -> str:
-    """On how many images a cell is."""
-    return f"{cell['n']:,}" if cell else "?"
-
-
-def summary() -> list[str]:
-    """What a user should take away, in figures of the records."""
-    record = PAPER.read("table-2")
-    if record is None:
-        return ["not run: no record of Table 2 yet.", ""]
-    lines = []
-    for row in record["rows"]:
-        if not row["defense"] or not row["model"]:
-            continue
-        name = row["name"]
-        clean = find(record, name, "Clean", "none")
-        published = find(record, name, "PGD20", "oblivious")
-        knowing = find(record, name, "PGD20 on 128 images", "adaptive")
-        bare, plain = ((cell or {}).get("undefended") for cell in (knowing, published))
-        other = row.get("baseline")
-        what = f"{other}, trained on raw images" if other else "the undefended network"
-        lines.append(
-            f"- {name}: {percent(clean)} % of clean images are right, {percent(published)} % under "
-            f"PGD-20 by an attacker who does not know ALU ({what}: {percent(plain)} %; "
-            f"n = {count(published)}), {percent(knowing)} % under PGD-20 by one who does "
-            f"({percent(bare)} %; n = {count(knowing)})."
-        )
-    return [*lines, *_gradients(), *_claim(), *_avoided(), ""]
-
-
-def _subjects(name: str) -> dict[str, Record]:
-    """What was found for each subject of a recipe; nothing where there is no record."""
-    record = PAPER.read(name)
-    return {} if record is None else {
-        one["name"]: one["found"] for one in done_of(record["changes"])
-    }  # fmt: skip
-
-
-def _gradients() -> list[str]:
-    """What the unified classifier owes to the gradient that an attacker takes."""
-    found = _subjects("factors")
-    names = ("classifier: unified", "together: unified, gradient: unrolled")
-    if not all(name in found for name in names):
-        return []
-    simple, whole = (found[name] for name in names)
-    return [
-        "- Unified, attacked without its N steps, which is what the paper seems to have done "
-        f"(N = 0, all steps of the attack run, n = {simple['n']:,}): "
-        f"{percent(simple['attacked']['answer'])} %, as nothing but the logits before purification "
-        f"is attacked; by the gradient of the whole (unrolled, n = {whole['n']:,}): "
-        f"{percent(whole['attacked']['answer'])} %."
-    ]
-
-
-def _avoided() -> list[str]:
-    """Whether an attack that breaks the pattern costs more and succeeds less, as the paper says."""
-    found = _subjects("appendix-e")
-    lines = []
-    for end, what in (("", "standard network"), (", PGD-AT", "PGD-AT")):
-        pair = [f"{kind}, 20 steps{end}" for kind in ("both up", "cross-entropy")]
-        if not all(name in found for name in pair):
-            continue
-        one, other = (found[name] for name in pair)
-        fewer = one["effort"]["turned"]["rate"] < other["effort"]["turned"]["rate"]
-        seen = "seen" if fewer else "not seen"
-        lines.append(
-            "- An attack that raises the logits of a wrong class and of the true one, "
-            f"{what}, 20 steps: ALU is right on {percent(one['attacked']['answer'])} % "
-            f"(cross-entropy: {percent(other['attacked']['answer'])} %). It makes the bare network "
-            f"err on {share_text(one['effort']['turned'])} of the images that are right when clean "
-            f"(cross-entropy: {share_text(other['effort']['turned'])}), first after a median of "
-            f"{one['effort']['median']:g} gradients ({other['effort']['median']:g}); those that "
-            "then raise the true logit are not counted. The paper says that such attacks cost "
-            f"more and succeed less: less success is {seen} here."
-        )
-    return lines
-
-
-def _claim() -> list[str]:
-    record = PAPER.read("figure-7")
-    for subject in (record or {}).get("changes", {}).get("subjects", ()):
-        if subject["status"] == "done":
-            found = subject["found"]["successful"]
-            return [
-                f"- The true class's logit drops most in {share_text(found['drops_most'])} of the "
-                f"successful attacks ({subject['name']}); the paper says 99.69 %."
-            ]
-    return ["- The 99.69 % claim: not run: no record of Figure 7 yet."]
-
-
-SPEED = ROOT / "benchmarks/results/alu.json"
-PARTS = {
-    "answer": "whole answer: classifier twice",
-    "purified": "purifier, and the classifier once",
-    "purification": "purifier alone",
-}
-
-
-def cost() -> list[str]:
-    """Time against the number of steps beside the paper's, and how few steps do; the picture."""
-    if not SPEED.is_file():
-        return ["not run: no record yet (`python -m benchmarks --only alu`).", ""]
-    record = json.loads(SPEED.read_text(encoding="utf-8"))
-    passes, steps = record["cases"][:2]
-    curves: dict[str, dict[int, float]] = {part: {0: 1.0} for part in PARTS}
-    for ratio in steps["ratios"]:
-        part, count = ratio["numerator"].split(", N = ")
-        curves[part][int(count)] = ratio["median_of_ratios"]
-    _draw_cost(curves, int(passes["lbfgs_steps"]))
-    lines = [
-        f"Medians of ratios within one run, {record['processor']}, threads: {record['threads']}, "
-        f"{steps['case']}; the paper's are of 10,000 images on an RTX 3090 (6.9 s at N = 0, 46.9 s "
-        "at 50, 166 s at 200). Ours are steps of L-BFGS, the paper's of plain descent with another "
-        "VAE and classifier: that the ratios are near each other is chance.",
-        "",
-        "![Time against steps](alu/cost.png)",
-        "",
-        *header_of(["steps N", *PARTS.values(), "the paper"]),
-    ]
-    for count in curves["answer"]:
-        ours = (f"{curves[part][count]:.2f}" for part in PARTS)
-        lines.append(line_of([str(count), *ours, str(PUBLISHED.get(count, ""))]))
-    lines.append("")
-    for ratio in passes["ratios"]:
-        lines.append(
-            f"- {ratio['numerator']} / {ratio['denominator']}: {ratio['median_of_ratios']:.2f} "
-            "times as many decoder passes for the same median error on 128 test images."
-        )
-    return [*lines, ""]
-
-
-PUBLISHED = {0: 1, 50: 6.8, 200: 24}
-
-
-def _draw_cost(curves: dict[str, dict[int, float]], few: int) -> None:
-    figure = new_figure(6.6, 3.8)
-    axes = figure.add_axes((0.09, 0.13, 0.88, 0.7))
-    axes.set_prop_cycle(color=LINES)
-    for part, values in curves.items():
-        axes.plot(*zip(*values.items(), strict=True), label=PARTS[part], marker="o",
-                  markersize=3, linewidth=1.4)  # fmt: skip
-    axes.plot(*zip(*PUBLISHED.items(), strict=True), "D", markersize=5, color=INK,
-              markerfacecolor="none", label="the paper: plain descent, GPU")  # fmt: skip
-    axes.axvline(few, color=MUTED, linestyle="--", linewidth=0.8,
-                 label=f"{few} steps of L-BFGS: the error of 200 plain")  # fmt: skip
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(-0.1, 260)
-    axes.set_yscale("log")
-    places = list(curves["answer"])
-    shown = [place for place in places if place != few]
-    axes.set_xticks(shown, [str(place) for place in shown])
-    axes.tick_params(axis="x", which="minor", bottom=False)
-    axes.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-    axes.tick_params(axis="y", which="minor", left=False)
-    axes.set_xlabel("steps N", fontsize=8, color=MUTED)
-    axes.set_ylabel("time / time at N = 0", fontsize=8, color=MUTED)
-    tidy(axes)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2, loc="lower center",
-                bbox_to_anchor=(0.46, 1.0), columnspacing=1.2)  # fmt: skip
-    save_figure(figure, PAPER.pages / "cost.png")
-
-
 DIFFERENCES = """\
 - ResNet-20 in the place of ResNet-50, and a convolutional VAE of our own: the paper's figure of it
   is missing from the copy that we have.
 - Ten steps of L-BFGS in the place of plain gradient descent; the paper states neither N nor the
   learning rate of its tables. Figures 3 and 4 vary both, with some points of plain descent.
-- So is the formula of the detector's statistic: ours is the sum of absolute changes.
+- The formula of the detector's statistic is missing as well: ours is the sum of absolute changes.
 - "Gradient through both generative model and classifier" does not say through how many steps: each
   of ours is named, and the table of factors puts them side by side.
 - The classifier is trained by SGD, the paper's by Adam.
@@ -449,7 +260,7 @@ differ by a few images from table to table, as its random starts do."""
 def parts() -> list[tuple[str, list[str]]]:
     """The page, part by part."""
     return [
-        ("In short", summary()),
+        ("In short", summary(PAPER)),
         ("Why ours differ from the paper's", factors()),
         (
             "Table 1. The toy",
@@ -486,7 +297,7 @@ def parts() -> list[tuple[str, list[str]]]:
         ("Distance to the clean image", changes("appendix-a")),
         ("Single images", changes("figure-6")),
         ("Other purifiers", PAPER.table("purifiers")),
-        ("What it costs", cost()),
+        ("What it costs", cost(PAPER.pages)),
         ("Differences from the paper", [DIFFERENCES, ""]),
     ]
 

@@ -168,9 +168,9 @@ def lines(rows: Sequence[Found]) -> list[str]:
         "success. *Without the defense* is the work of the one who knows, on the network alone (of "
         "unified and asymmetric ALU: on a standard one). A figure under attack above the clean one "
         "is no robustness: the attack tells the true label ([label "
-        "leaking](docs/concepts.md#threat-model-and-attacker)). ALU's paper took a gradient "
-        "through VAE and classifier, which is another attack than ours beside it: [one factor at a "
-        "time](docs/results/alu.md#why-ours-differ-from-the-papers)." + drawn,
+        "leaking](docs/concepts.md#threat-model-and-attacker)). ALU's paper says that it took the "
+        "gradient through VAE and classifier, which is another attack than ours beside it: [one "
+        "factor at a time](docs/results/alu.md#why-ours-differ-from-the-papers)." + drawn,
         END,
     ]
 

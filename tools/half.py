@@ -8,9 +8,9 @@ is audited is what was rounded. Checkpoints and sample panels stay behind.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,30 @@ import torch
 from safetensors.torch import load_file
 
 from unperturb.classifiers.weights import file_sha256
+from unperturb.errors import UnperturbError
 from unperturb.files import write_json, write_tensors
 from unperturb.restoration import load_restoration
-
-FILES = {"model.safetensors": (), "discriminator.safetensors": ("discriminator",)}
 
 
 def halve(source: Path, folder: Path) -> None:
     """Write the folder anew, with rounded weights."""
+    if folder.exists():
+        raise SystemExit(f"{folder} is there already")
     load_restoration(source)
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, keys in FILES.items():
-        if not (source / name).exists():
-            continue
+    parts = {"model.safetensors": config}
+    if config["discriminator"] is not None:
+        parts["discriminator.safetensors"] = config["discriminator"]
+    for name, told in parts.items():
         state = {
             key: value.half() if value.is_floating_point() else value
             for key, value in load_file(source / name).items()
         }
         if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-            sys.exit(f"{source / name}: a weight is too large for float16")
+            raise SystemExit(f"{source / name}: a weight is too large for float16")
         write_tensors(folder / name, state, {"format": "pt"})
-        place = config
-        for key in keys:
-            place = place[key]
-        place["weights_sha256"] = file_sha256(folder / name)
+        told["weights_sha256"] = file_sha256(folder / name)
     config["card"]["weights"] = "float16"
     write_json(folder / "config.json", config)
     shutil.copy(source / "training.json", folder / "training.json")
@@ -50,4 +49,13 @@ def halve(source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    halve(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description="A restoration network with weights of half the size"
+    )
+    parser.add_argument("source", type=Path, help="folder of a finished run")
+    parser.add_argument("folder", type=Path, help="folder to make, in the zoo")
+    args = parser.parse_args()
+    try:
+        halve(args.source, args.folder)
+    except UnperturbError as error:
+        raise SystemExit(f"error: {error}") from None

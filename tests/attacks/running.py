@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unperturb.attacks.apgd import APGD
-from unperturb.attacks.base import Attacked
+from unperturb.attacks.base import Attack, Attacked
 from unperturb.attacks.engine import FirstOrder
 from unperturb.attacks.surface import Surface
 from unperturb.context import Context
@@ -31,6 +31,19 @@ def keys_of(images: Tensor, seed: int = 0) -> Keys:
     return Keys.of(seed, [f"image-{i}" for i in range(len(images))])
 
 
+def run(
+    made: Attack,
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    stop: str,
+    keys: Keys | None,
+) -> Attacked:
+    keys = keys or keys_of(images)
+    return made.run(Surface(net), images, labels, threat=threat, keys=keys, stop=stop)
+
+
 def first_order(
     net: nn.Module,
     images: Tensor,
@@ -41,14 +54,7 @@ def first_order(
     **settings: Any,
 ) -> Attacked:
     made = FirstOrder(**{"name": "own", "steps": 10, "step_size": 0.25, **settings})
-    return made.run(
-        Surface(net),
-        images,
-        labels,
-        threat=threat,
-        keys=keys or keys_of(images),
-        stop=stop,
-    )
+    return run(made, net, images, labels, threat, stop, keys)
 
 
 def apgd(
@@ -61,6 +67,4 @@ def apgd(
     **settings: Any,
 ) -> Attacked:
     made = APGD(**{"name": "own", "steps": 30, **settings})
-    return made.run(
-        Surface(net), images, labels, threat=threat, keys=keys or keys_of(images), stop=stop
-    )
+    return run(made, net, images, labels, threat, stop, keys)

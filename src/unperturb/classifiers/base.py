@@ -64,8 +64,8 @@ class Classifier(nn.Module):
         min_size: Smallest height and width that are accepted.
 
     Raises:
-        SpecError: K below 2, a normalization that does not fit, or weights that were made under
-            ``torch.inference_mode``, through which no gradient can be taken.
+        SpecError: K below 2, a normalization that does not fit, or weights made under
+            ``torch.inference_mode``, which no gradient passes.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
