@@ -23,7 +23,7 @@ AUTOATTACK = ("table-2", "table-3", "table-4", "table-5", "table-5-cifar100", "t
 TRANSFORMS = ("table-7", "table-8", "table-9")
 FIGURES = ("figure-3", "figure-4", "figures-5-9")
 GROUPS = {"none": "clean", "oblivious": "oblivious", "adaptive": "adaptive"}
-NAMES = (*AUTOATTACK, *TRANSFORMS, "factors", *FIGURES)
+NAMES = (*AUTOATTACK, *TRANSFORMS, "fine-tuning", "factors", *FIGURES)
 PAPER = Paper("atop", NAMES, "Draws, gradients, stopping rules, networks and digests")
 
 
@@ -113,7 +113,7 @@ def helps() -> list[str]:
     ]
     found = [
         (name, pair)
-        for name in (*TRANSFORMS, *AUTOATTACK)
+        for name in ("fine-tuning", *TRANSFORMS, *AUTOATTACK)
         for pair in (PAPER.read(name) or {}).get("pairs", ())
     ]
     if not found:
@@ -317,7 +317,7 @@ def parts() -> list[tuple[str, list[str]]]:
     """The page, part by part."""
     return [
         ("In short", summary()),
-        ("Does fine-tuning help?", helps()),
+        ("Does fine-tuning help?", [*helps(), *table("fine-tuning")]),
         ("Does the network restore?", restores()),
         ("Three transforms", [line for name in TRANSFORMS for line in table(name)]),
         ("AutoAttack", [line for name in AUTOATTACK for line in table(name)]),
