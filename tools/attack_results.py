@@ -175,7 +175,9 @@ def honest() -> list[str]:
     lines += [
         f"Audits of bare networks by the suite `{found['suite']}`, {found['images']}, "
         f"{found['threat']}, seed {found['seed']}, probes on the first 256 images. None of these "
-        "hides its gradients; a flag here would be a false alarm.",
+        "hides its gradients; a flag here would be a false alarm. The network of seed 1 is not in "
+        "the zoo; `tools/honest_nets.py` names the command that trains it, "
+        "`records/training-seed1.json` is its record.",
         "",
         "| network | clean | worst case | red flags |",
         "|---|---|---|---|",

@@ -1,10 +1,14 @@
 """Do five honest networks raise no red flag? Audits them with the suite ``standard``.
 
-    python tools/honest_nets.py --cifar10 DATA/cifar10 --weights FOLDER --out runs/honest
+    unperturb train --arch cifar-resnet20 --data DATA/cifar10 --objective standard --epochs 8 \\
+        --lr 0.2 --schedule one-cycle --precision bfloat16 --seed 1 --out runs/seed1
+    python tools/honest_nets.py --cifar10 DATA/cifar10 --weights FOLDER --second runs/seed1 \\
+        --out runs/honest
 
-Networks: two standard ResNet-20s of two seeds and one that is adversarially trained (from
-``zoo/``), and two published robust ones. Each audit is resumable; the record is
-``docs/results/records/honest-nets.json``.
+Networks: two standard ResNet-20s of two seeds and one that is adversarially trained (the second
+standard one is trained by the first command, the others are of ``zoo/``), and two published robust
+ones. Each audit is resumable; the record is ``docs/results/records/honest-nets.json``, that of the
+training ``training-seed1.json`` beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from unperturb.threat import Linf
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs" / "results" / "records" / "honest-nets.json"
-ZOO = ("cifar10-resnet20-standard", "cifar10-resnet20-standard-seed1", "cifar10-resnet20-pgd")
+ZOO = ("cifar10-resnet20-standard", "cifar10-resnet20-pgd")
 PUBLISHED = {
     "cifar10-robust-resnet-4b": "cifar-robust-resnet-4b",
     "cifar10-robust-cnn-wide": "cifar-robust-cnn-wide",
@@ -31,9 +35,10 @@ PUBLISHED = {
 EPS = 8 / 255
 
 
-def networks(weights: Path) -> dict[str, str]:
+def networks(weights: Path, second: str) -> dict[str, str]:
     """Name to specification of every network."""
     found = {name: str(ROOT / "zoo" / name) for name in ZOO}
+    found["cifar10-resnet20-standard-seed1"] = second
     return found | {n: f"{arch}@{weights / n}.safetensors" for n, arch in PUBLISHED.items()}
 
 
@@ -41,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cifar10", required=True)
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--second", required=True, help="standard training with seed 1")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--n", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -50,7 +56,7 @@ def main() -> None:
     data = load_images(args.cifar10, split="test", limit=args.n)
     record: dict[str, Any] = {}
     environment: dict[str, Any] = {}
-    for name, spec in networks(args.weights).items():
+    for name, spec in networks(args.weights, args.second).items():
         if args.only and name not in args.only:
             continue
         found = audit(
