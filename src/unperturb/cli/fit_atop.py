@@ -158,7 +158,7 @@ def mae(**options: Any) -> int:
 @click.option("--lambda", "cls_weight", type=float, default=0.1, show_default=True,
               help="Weight of the classifier's cross-entropy.")  # fmt: skip
 @_ADVERSARIAL
-@_training_options(epochs=2, lr=5e-4)
+@_training_options(epochs=5, lr=5e-4)
 @run_options(out="runs/atop", out_help="Folder of the network and its record.")
 def atop(**options: Any) -> int:
     """Fine-tune a restoration network with the loss of a frozen classifier (AToP, eq. 9).
@@ -171,7 +171,7 @@ def atop(**options: Any) -> int:
       unperturb fit atop --classifier runs/standard --start runs/gan --data cifar10/ \\
         --out runs/atop
       unperturb fit atop --classifier runs/standard --start runs/gan --data cifar10/ \\
-        --against whole --target clean --out runs/atop-whole
+        --against whole --lambda 1 --out runs/atop-whole
     """
     from unperturb.classifiers import load_classifier
     from unperturb.restoration import FineTuneConfig, load_restoration, plan_finetune

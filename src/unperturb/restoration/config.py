@@ -221,7 +221,7 @@ class FineTuneConfig(RestorationConfig):
         discriminator_lr: Peak learning rate of the discriminator; None: ``lr``.
     """
 
-    epochs: int = 2
+    epochs: int = 5
     lr: float = 5e-4
     examples: str = "adversarial"
     against: str = "classifier"
