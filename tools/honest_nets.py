@@ -22,6 +22,7 @@ import torch
 from unperturb.audit import audit
 from unperturb.classifiers import load_classifier
 from unperturb.data import load_images
+from unperturb.errors import UnperturbError
 from unperturb.files import write_json
 from unperturb.threat import Linf
 
@@ -87,4 +88,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UnperturbError as error:
+        raise SystemExit(f"error: {error}") from None
