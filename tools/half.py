@@ -1,9 +1,10 @@
 """Put a restoration network into the zoo with weights of half the size.
 
-python tools/half.py RUN zoo/NAME
+python tools/half.py RUN zoo/NAME [--without-discriminator]
 
 The weights are rounded to float16 (11 bits of mantissa) and computed with as float32, as ever: what
-is audited is what was rounded. Checkpoints and sample panels stay behind.
+is audited is what was rounded. Checkpoints and sample panels stay behind, and so may a GAN's
+discriminator, which only further training reads.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from unperturb.files import write_json, write_tensors
 from unperturb.restoration import load_restoration
 
 
-def halve(source: Path, folder: Path) -> None:
+def halve(source: Path, folder: Path, *, discriminator: bool = True) -> None:
     """Write the folder anew, with rounded weights."""
     if folder.exists():
         raise SystemExit(f"{folder} is there already")
     load_restoration(source)
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
+    if not discriminator:
+        config["discriminator"] = None
     parts = {"model.safetensors": config}
     if config["discriminator"] is not None:
         parts["discriminator.safetensors"] = config["discriminator"]
@@ -54,8 +57,11 @@ if __name__ == "__main__":
     )
     parser.add_argument("source", type=Path, help="folder of a finished run")
     parser.add_argument("folder", type=Path, help="folder to make, in the zoo")
+    parser.add_argument(
+        "--without-discriminator", action="store_true", help="leave out what judged its images"
+    )
     args = parser.parse_args()
     try:
-        halve(args.source, args.folder)
+        halve(args.source, args.folder, discriminator=not args.without_discriminator)
     except UnperturbError as error:
         raise SystemExit(f"error: {error}") from None
