@@ -12,6 +12,7 @@ What has no record says so.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from results import Paper, Record, compact, find, percent, single_draw
@@ -23,6 +24,7 @@ AUTOATTACK = ("table-2", "table-3", "table-4", "table-5", "table-5-cifar100", "t
 TRANSFORMS = ("table-7", "table-8", "table-9")
 FIGURES = ("figure-3", "figure-4", "figures-5-9")
 GROUPS = {"none": "clean", "oblivious": "oblivious", "adaptive": "adaptive"}
+STANDINGS = ("above", "below", "above, perhaps by chance,", "below, perhaps by chance,", "level")
 NAMES = (*AUTOATTACK, *TRANSFORMS, "fine-tuning", "factors", *FIGURES)
 PAPER = Paper("atop", NAMES, "Draws, gradients, stopping rules, networks and digests")
 
@@ -162,18 +164,23 @@ def verdicts(found: Sequence[tuple[str, Record]]) -> list[str]:
             if pairs:
                 parts.append(f"{word}: {verdict(pairs)}")
         lines.append(f"- {name}, *{first}* against *{second}*: {'; '.join(parts)}.")
-    return [*lines, "", "(p < 0.05 each, not corrected for their number.)"]
+    return [*lines, "", "(Chance: p of 0.05 or more, not corrected for the number of comparisons.)"]
 
 
 def verdict(pairs: Sequence[Record]) -> str:
     """In how many of some comparisons the first row is above or below, with their images."""
-    counts = {"above": 0, "below": 0, "not told apart": 0}
-    for pair in pairs:
-        word = "above" if pair["difference"] > 0 else "below"
-        counts[word if pair["mcnemar_p"] < 0.05 else "not told apart"] += 1
-    told = ", ".join(f"{word} in {count}" for word, count in counts.items() if count)
+    counts = Counter(standing(pair) for pair in pairs)
+    told = ", ".join(f"{word} in {counts[word]}" for word in STANDINGS if counts[word])
     sizes = ", ".join(dict.fromkeys(f"{pair['one']['n']:,}" for pair in pairs))
     return f"{told} of {len(pairs)} (n = {sizes})"
+
+
+def standing(pair: Record) -> str:
+    """Where the first row stands, and whether that may be chance."""
+    if pair["difference"] == 0:
+        return "level"
+    word = "above" if pair["difference"] > 0 else "below"
+    return word if pair["mcnemar_p"] < 0.05 else f"{word}, perhaps by chance,"
 
 
 def gradients() -> list[str]:
