@@ -66,6 +66,11 @@ def restoration_card(folder: Path, config: dict[str, Any]) -> str:
             "float32; the figures below are from before the rounding.",
             "",
         ]
+    if config["network"] == "inpainting-gan" and config["discriminator"] is None:
+        lines += [
+            "The discriminator is not here, for room: to go on training, `--adversarial-weight 0`.",
+            "",
+        ]
     if tuned:
         known = card["classifier"]
         lines += [
