@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unperturb.errors import ConfigError, InputError
+from unperturb.errors import ConfigError, DataError, InputError
 
-__all__ = ["check_device", "check_images", "check_labels"]
+__all__ = ["check_device", "check_enough", "check_images", "check_labels"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -33,6 +33,34 @@ def check_device(device: torch.device | str) -> None:
             expected="cpu, or a CUDA device that torch sees",
             fix='--device cpu, or device="cpu" in Python',
         ) from None
+
+
+def check_enough(images: int, *, holdout: int, batch_size: int) -> int:
+    """Check that what is not held out fills a batch.
+
+    Args:
+        images: How many there are.
+        holdout: How many of them, at the end, are never trained on.
+        batch_size: Images in a step.
+
+    Returns:
+        How many are trained on.
+
+    Raises:
+        DataError: They are fewer than a batch.
+
+    Example:
+        >>> check_enough(100, holdout=20, batch_size=32)
+        80
+    """
+    count = images - holdout
+    if count < batch_size:
+        raise DataError(
+            f"{images} training images less {holdout} held out leave {max(count, 0)}",
+            expected=f"at least one batch of {batch_size}",
+            fix="lower holdout or batch_size, or give more images",
+        )
+    return count
 
 
 def check_images(images: Tensor, *, channels: int | None = None) -> None:

@@ -156,6 +156,11 @@ def test_a_wrong_value(
     assert not list(tmp_path.glob("out/*.safetensors"))
 
 
+def test_too_few_images_are_refused_before_the_time_is_estimated(run: Run, tmp_path: Path) -> None:
+    ran = run(*fit("gan", tmp_path / "out", "--holdout", "1290"), code=2)
+    assert ran.err.startswith("error: ") and "0 steps" not in ran.err
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-trained network for digits that was never trained."""

@@ -295,10 +295,12 @@ def _fit(options: dict[str, Any], data: ImageSet, device: str, make: Callable[[]
 
 def _preview(plan: Plan, data: ImageSet, device: str) -> str:
     """What it will cost: steps, and seconds on this machine."""
+    from unperturb.checks import check_enough
     from unperturb.recipes.words import spelled
 
     config = plan.config
-    steps = max(len(data) - config.holdout, 0) // config.batch_size
+    found = check_enough(len(data), holdout=config.holdout, batch_size=config.batch_size)
+    steps = found // config.batch_size
     count = sum(p.numel() for p in plan.net.network.parameters())
     seconds = plan.step_seconds(data, device)
     return (

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unperturb.checks import check_enough
 from unperturb.data import ImageSet
-from unperturb.errors import ConfigError, DataError, RecordError
+from unperturb.errors import ConfigError, RecordError
 from unperturb.files import check_writable
 from unperturb.generative.config import FitConfig
 from unperturb.progress import progress
@@ -105,13 +106,7 @@ def fit(
         OutputError: ``out`` cannot be written.
         ConfigError: The loss is not finite.
     """
-    count = len(data) - config.holdout
-    if count < config.batch_size:
-        raise DataError(
-            f"{len(data)} training images less {config.holdout} held out leave {max(count, 0)}",
-            expected=f"at least one batch of {config.batch_size}",
-            fix="lower holdout or batch_size, or give more images",
-        )
+    count = check_enough(len(data), holdout=config.holdout, batch_size=config.batch_size)
     device = torch.device(device)
     if out is not None:
         check_writable(out)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unperturb.checks import check_enough
 from unperturb.data import ImageSet
-from unperturb.errors import ConfigError, DataError
+from unperturb.errors import ConfigError
 from unperturb.files import check_writable
 from unperturb.progress import progress
 from unperturb.randomness import Keys, hash_ids
@@ -147,13 +148,7 @@ def fit(
         OutputError: ``out`` cannot be written.
         ConfigError: The training diverged; the last good checkpoint is in ``out``.
     """
-    count = len(data) - config.holdout
-    if count < config.batch_size:
-        raise DataError(
-            f"{len(data)} training images less {config.holdout} held out leave {max(count, 0)}",
-            expected=f"at least one batch of {config.batch_size}",
-            fix="lower holdout or batch_size, or give more images",
-        )
+    check_enough(len(data), holdout=config.holdout, batch_size=config.batch_size)
     if out is not None:
         check_writable(out)
     run = Checkpoint(

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from unperturb.checks import check_enough
 from unperturb.data import ImageSet
-from unperturb.errors import ConfigError, DataError
+from unperturb.errors import ConfigError
 from unperturb.files import check_writable
 from unperturb.progress import progress
 from unperturb.training.augment import augment, epoch_generator, step_generator
@@ -103,13 +104,7 @@ def train(
         ConfigError: The loss is not finite, or the processes do not divide the batch, or begin
             with different weights.
     """
-    count = len(data) - config.holdout
-    if count < config.batch_size:
-        raise DataError(
-            f"{len(data)} training images less {config.holdout} held out leave {max(count, 0)}",
-            expected=f"at least one batch of {config.batch_size}",
-            fix="lower holdout or batch_size, or give more images",
-        )
+    check_enough(len(data), holdout=config.holdout, batch_size=config.batch_size)
     device = torch.device(device)
     processes = launched(device)
     _check_division(config, processes.count)
