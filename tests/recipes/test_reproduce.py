@@ -194,7 +194,10 @@ def test_a_row_has_attacks_of_its_own_and_says_what_it_leaves_out(
 ) -> None:
     text = tiny.read_text(encoding="utf-8")
     text = text.replace("bare: {model: net,", "bare: {model: net, attacks: {FGSM: bim-2},")
-    text += "  left: {model: net, defense: tpap, not_run: hours}\n"
+    text = text.replace(
+        "threat: {eps: 0.1}", "  wide: {preset: tpap, radius: 0.2}\nthreat: {eps: 0.1}", 1
+    )
+    text += "  left: {model: net, defense: wide, not_run: hours}\n"
     text += "  mostly: {model: net, defense: tpap, not_run: {Clean: nothing, DDN: it takes days}}\n"
     tiny.write_text(text + "side_effects: false\n", encoding="utf-8")
     assert len(subjects(load_recipe(tiny, scale="smoke"))) == 2

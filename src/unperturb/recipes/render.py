@@ -76,9 +76,11 @@ def _rows_outside(record: Record) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows with TPAP around a network that is not in the state, and its monitor."""
     for row in record["rows"]:
         model = record.get("models", {}).get(row["model"]) if row["model"] else None
-        if model is None or row["defense"] is None:
+        # What only rows that are not run have is not among the record's defenses.
+        defense = record["defenses"].get(row["defense"])
+        if model is None or defense is None:
             continue
-        if record["defenses"][row["defense"]]["preset"] == "tpap" and _outside(model):
+        if defense["preset"] == "tpap" and _outside(model):
             yield row["name"], model["monitor"]
 
 
