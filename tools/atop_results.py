@@ -345,7 +345,8 @@ DIFFERENCES = """\
   its version standard on a random model. Each table names its number of images.
 - Success is decided by votes over fresh draws; single draw, worst of N and majority stand beside
   each other, and beside the same on clean images.
-- PGD-1000 in the rows of RT2 alone; C&W is its margin loss within the ball, 100 steps.
+- PGD-1000 in the rows of RT2 alone; C&W is its margin loss within the ball, 100 steps. In Table 8
+  PGD-20 takes the exact gradient alone, PGD-10 that and the paper's.
 - Figure 4 prints no figures, so none stands beside ours; its curves are of held-out images."""
 
 
