@@ -158,7 +158,8 @@ def test_a_wrong_value(
 
 def test_too_few_images_are_refused_before_the_time_is_estimated(run: Run, tmp_path: Path) -> None:
     ran = run(*fit("gan", tmp_path / "out", "--holdout", "1290"), code=2)
-    assert ran.err.startswith("error: ") and "0 steps" not in ran.err
+    assert ran.err.startswith("error: ")
+    assert "0 steps" not in ran.err
 
 
 @pytest.fixture(scope="session")
