@@ -179,8 +179,8 @@ def about_atop() -> str:
         return ""
     return (
         " AToP is random: figures of a single draw; who knows it takes the mean over 20 draws in "
-        "each gradient. The same transforms and networks without fine-tuning leave him "
-        f"{before[0]} and {before[1]} % (RT2, RT3): [does fine-tuning "
+        "each gradient. Without fine-tuning the same networks keep "
+        f"{before[0]} and {before[1]} % right against him (RT2, RT3): [does fine-tuning "
         "help?](docs/results/atop.md#does-fine-tuning-help)"
     )
 

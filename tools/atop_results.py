@@ -345,8 +345,8 @@ DIFFERENCES = """\
   of 0.1 / 3,072 here; `atop/factors` has both.
 - AutoAttack in its version for random defenses with exact gradients over 20 draws; the paper's is
   its version standard on a random model. Each table names its number of images. As its package
-  runs it (one round), it leaves more than PGD with EOT does in Table 7: it is done with an image at
-  the first draw that answers wrongly.
+  runs it (one round, the first 64 images), it leaves more than PGD with EOT does in Table 7 (128):
+  it is done with an image at the first draw that answers wrongly, which may be why.
 - Success is decided by votes over fresh draws; single draw, worst of N and majority stand beside
   each other, and beside the same on clean images.
 - PGD-1000 in the rows of RT2 alone; C&W is its margin loss within the ball, 100 steps. In Table 8
