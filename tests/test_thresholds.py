@@ -34,7 +34,7 @@ def test_the_threshold_is_the_quantile_of_the_scores(net: Any, statistic: str) -
     assert found.after is not None
     expected = STATISTICS[statistic](net(images).detach(), found.after)
     scores = clean_scores(net, purifier, data, statistic=statistic, batch_size=64)
-    torch.testing.assert_close(scores, expected)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)  # other batches
     detector = fit_threshold(net, purifier, data, statistic=statistic, quantile=0.9)
     assert detector.threshold == pytest.approx(float(expected.double().quantile(0.9)), rel=1e-5)
     assert int(detector.flags(scores).sum()) == 20

@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from small_stages import by_hand
 from unperturb.defense import Defense
 from unperturb.errors import SpecError
 from unperturb.presets import tpap
+
+
+def same_logits(one: Tensor, two: Tensor) -> None:
+    """With and without a graph some processors take different kernels: the last bits may differ."""
+    torch.testing.assert_close(one.detach(), two.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -25,8 +31,8 @@ def test_tpap_equals_a_hand_written_one(conv: Any, clip: bool) -> None:
     assert found.purified is not None
     assert torch.equal(found.purified, purified)
     assert bool(((purified < 0) | (purified > 1)).any()) is not clip
-    assert torch.equal(found.scores, net(purified).detach())
-    assert torch.equal(defense(images), net(purified))
+    same_logits(found.scores, net(purified).detach())
+    same_logits(defense(images), net(purified))
     assert torch.equal(found.labels, found.scores.argmax(1))
     assert not found.flagged.any()
     assert found.detector_score is None
@@ -41,11 +47,11 @@ def test_tpap_under_every_grad_mode(conv: Any, pixels: Any, mode: Any, untouched
     defense = tpap(net)
     with untouched(net), mode():
         inside = outside.clone()
-        assert torch.equal(defense(inside), wanted)
-        assert torch.equal(defense(outside), wanted)
-        assert torch.equal(defense.predict(inside).scores, wanted)
+        same_logits(defense(inside), wanted)
+        same_logits(defense(outside), wanted)
+        same_logits(defense.predict(inside).scores, wanted)
         # Built inside, too.
-        assert torch.equal(tpap(net)(inside), wanted)
+        same_logits(tpap(net)(inside), wanted)
 
 
 def test_a_net_made_under_inference_mode_is_refused(conv: Any) -> None:

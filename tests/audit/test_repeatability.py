@@ -361,7 +361,7 @@ def test_g2_the_same_random_draws(whole: AuditResult) -> None:
     clean = [key for key in ours if key[1] == "clean" and key[0] == "target"]
     assert len(clean) == 24 * 3
     margins = [torch.tensor([found[key]["margin"] for key in clean]) for found in (ours, theirs)]
-    torch.testing.assert_close(*margins, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*margins, rtol=1e-4, atol=1e-4)
     spread = margins[0].view(-1, 3).std(1)
     assert bool((spread > 1e-3).all()), "the draws of an image differ, so equal ones say something"
     same = [ours[key]["correct"] == theirs[key]["correct"] for key in ours]
