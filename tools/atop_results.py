@@ -351,7 +351,10 @@ DIFFERENCES = """\
   each other, and beside the same on clean images.
 - PGD-1000 in the rows of RT2 alone; C&W is its margin loss within the ball, 100 steps. In Table 8
   PGD-20 takes the exact gradient alone, PGD-10 that and the paper's.
-- Figure 4 prints no figures, so none stands beside ours; its curves are of held-out images."""
+- Figure 4 prints no figures, so none stands beside ours; its curves are of held-out images.
+- Figures 5 and 9: trained on 900 images, ImageNette's two networks on RT1 fill gaps worse than
+  straight lines do (mean absolute error on held-out images 0.093 pre-trained and 0.133 fine-tuned,
+  lines 0.07), and better than the mean (0.17)."""
 
 
 def parts() -> list[tuple[str, list[str]]]:
