@@ -70,7 +70,7 @@ def _finetune(args: Namespace, name: str, batch: int) -> dict[str, Any]:
         "options": work.network.config(),
         "batch": batch,
         "outside_the_step": "loading and augmenting the images, and hashing their keys",
-        "paper": "62 s for 1,000 images, GAN and WRN-28-10, A5000",
+        "paper": "62 s for 1,000 images, GAN, A5000",
         "seconds_for_1000_images": round(min(seconds["fine-tuning step"]) * 1000 / batch, 3),
         "times": summary(seconds),
         "ratios": compare(seconds, targets),
