@@ -33,7 +33,8 @@ from unperturb.restoration.loop import Diverged
 def test_losses_that_are_no_numbers_stop_the_run_and_leave_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, left = gan_module.GANWork.losses, [4]
+    # Three steps, a look at the one that comes next, one more step.
+    original, left = gan_module.GANWork.losses, [5]
 
     def losses(self: Any, *arguments: Any) -> dict[str, Tensor]:
         left[0] -= 1
@@ -63,6 +64,44 @@ def test_a_rate_that_is_far_too_great_stops_the_run(tmp_path: Path) -> None:
         assert bool(torch.isfinite(value).all())
 
 
+@pytest.mark.parametrize("rate", [1e10, 1e30])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_weights_that_an_update_ruined_are_not_kept(
+    rate: float, epochs: int, tmp_path: Path
+) -> None:
+    # One step an epoch: losses and gradients before it are fine, and those after it come later.
+    settings = {"schedule": "multistep", "epochs": epochs, "batch_size": 24}
+    plan = plan_pretrain(digits(), gan_config(lr=rate, **settings))
+    begun = state(plan.net.network)
+    with pytest.raises(ConfigError, match="diverged after epoch 1: .*last good checkpoint"):
+        train(plan, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.json"))
+    kept = plan_pretrain(digits(), gan_config(**settings), start=tmp_path / "out")
+    assert equal(state(kept.net.network), begun)
+
+
+def test_figures_that_are_no_numbers_stop_the_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "unperturb.restoration.run.restoration_errors", lambda *_: {"masked_l1": float("nan")}
+    )
+    with pytest.raises(ConfigError, match="after epoch 1: masked_l1 of the held-out images is nan"):
+        train(CASES["gan"](tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize("case", ["gan", "atop", "mae"])
+def test_the_look_ahead_changes_nothing(case: str, tmp_path: Path) -> None:
+    often = CASES[case](tmp_path)
+    train(often, tmp_path / "often", checkpoint_seconds=0.0)
+    seldom = CASES[case](tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unperturb.restoration.loop._Loop.try_next", lambda *_: None)
+        train(seldom, tmp_path / "seldom")
+    for name, module in often.work.modules.items():
+        assert equal(state(module), state(seldom.work.modules[name])), name
+
+
 def test_a_gradient_that_is_no_number_is_never_taken(tmp_path: Path) -> None:
     plan = CASES["mae"](tmp_path)
     begun = state(plan.net.network)
@@ -81,7 +120,8 @@ def test_a_gradient_that_is_no_number_is_never_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["atop", "atop mae whole"])
 def test_a_fine_tuning_that_diverges_leaves_the_network_it_had(case: str, tmp_path: Path) -> None:
     plan = CASES[case](tmp_path)
-    original, left = plan.work.losses, [2]
+    # Two steps, a look ahead after each, and the third.
+    original, left = plan.work.losses, [4]
 
     def losses(*arguments: Any) -> dict[str, Tensor]:
         left[0] -= 1
@@ -89,7 +129,8 @@ def test_a_fine_tuning_that_diverges_leaves_the_network_it_had(case: str, tmp_pa
         return {**found, "classifier": found["classifier"] * (1 if left[0] >= 0 else float("nan"))}
 
     plan.work.losses = losses  # type: ignore[method-assign]
-    with pytest.raises(ConfigError, match="epoch 1, step 3: the classifier loss is nan.*last good"):
+    told = "epoch 1, step 3: the classifier loss is nan.*last good"
+    with pytest.raises(ConfigError, match=told) as caught:
         train(plan, tmp_path / "out", checkpoint_seconds=0.0)
     found = plan_pretrain(
         digits(), gan_config() if case == "atop" else mae_config(), start=tmp_path / "out"
@@ -97,6 +138,12 @@ def test_a_fine_tuning_that_diverges_leaves_the_network_it_had(case: str, tmp_pa
     kept = state(found.net.network)
     assert equal(kept, state(plan.net.network)), "the two good steps are in the checkpoint"
     assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+    # From there a fine-tuning goes on, which needs more than a checkpoint's weights.
+    last = tmp_path / "out" / "last-good"
+    assert f"its network in {last}: --start takes it" in str(caught.value)
+    again = plan_finetune(classifier_of_digits(), last, digits(), tune_config(transform="rt2"))
+    assert equal(state(again.net.network), kept)
+    train(again, tmp_path / "again")
 
 
 class Blind(PatchDiscriminator):
@@ -120,6 +167,20 @@ def test_a_collapsed_discriminator_stops_the_run(
         assert word in str(caught.value)
     # Three steps and an epoch were done meanwhile; none of them was worth keeping.
     kept = plan_pretrain(digits(), gan_config(), start=tmp_path / "out")
+    assert equal(state(kept.net.network), begun)
+
+
+def test_a_run_that_ends_with_a_collapsed_discriminator_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fewer steps than it takes to be sure of a collapse.
+    monkeypatch.setattr("unperturb.restoration.run.PatchDiscriminator", Blind)
+    plan = plan_pretrain(digits(), gan_config())
+    begun = state(plan.net.network)
+    with pytest.raises(ConfigError, match="after epoch 2: .* no longer tells images apart"):
+        train(plan, tmp_path / "out")
+    assert not (tmp_path / "out" / "training.json").exists()
+    kept = plan_pretrain(digits(), gan_config(), start=tmp_path / "out" / "last-good")
     assert equal(state(kept.net.network), begun)
 
 

@@ -98,7 +98,7 @@ def gan(**options: Any) -> int:
     After each epoch the error on dropped pixels of held-out images is told, beside filling them
     by the mean and by lines between visible neighbors; samples/ shows some of them. A run that
     was cut off goes on with the same command. One that diverged can be taken up from its last
-    good checkpoint: --start OUT, another --out, and a lower --lr.
+    good checkpoint: --start OUT/last-good, another --out, and a lower --lr.
 
     \b
     Example:
@@ -164,7 +164,9 @@ def atop(**options: Any) -> int:
     """Fine-tune a restoration network with the loss of a frozen classifier (AToP, eq. 9).
 
     After each epoch the accuracy on restored held-out images is told, of clean ones and of FGSM
-    examples against the classifier alone: an oblivious attack, which says little of others.
+    examples against the classifier alone: an oblivious attack, which says little of others. A run
+    that was cut off goes on with the same command; one that diverged leaves its last good network
+    in OUT/last-good, for --start.
 
     \b
     Examples:

@@ -29,6 +29,9 @@ __all__ = ["CHECKPOINT_SECONDS", "Diverged", "Work", "fit", "make_adam", "set_gr
 Monitor = Callable[[int], dict[str, Any]]
 """Number of the epoch that is done (0: none yet) to its held-out figures."""
 
+Rescue = Callable[[], Path]
+"""Keeps the networks as they are, and returns where."""
+
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -72,6 +75,17 @@ class Work(ABC):
         Raises:
             Diverged: A loss or a gradient is not finite, in which case nothing is updated.
         """
+        found = self.try_out(images, labels, keys)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return found
+
+    def try_out(self, images: Tensor, labels: Tensor, keys: Keys) -> dict[str, float]:
+        """The losses that a step would have, without its update.
+
+        Raises:
+            Diverged: A loss or a gradient is not finite.
+        """
         losses = self.losses(images, labels, keys)
         found = {name: float(value.detach()) for name, value in losses.items()}
         for name, value in found.items():
@@ -82,8 +96,6 @@ class Work(ABC):
             # One number for all of them: a read of each would cost as much as the update.
             if held and not bool(torch.stack(torch._foreach_norm(held)).isfinite().all()):
                 raise Diverged(f"a gradient of the {name} is not finite")
-        for optimizer in self.optimizers.values():
-            optimizer.step()
         return found
 
 
@@ -119,6 +131,7 @@ def fit(
     look_before: bool = False,
     stop_after: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    rescue: Rescue | None = None,
     show: bool = True,
 ) -> list[Epoch]:
     """Train in place; returns one record for each epoch.
@@ -126,6 +139,9 @@ def fit(
     Order and augmentation are functions of (seed, epoch, step), noise and masks of (seed, image,
     epoch): a run that is cut off anywhere goes on with the draws it would have had, and ends with
     the same weights on the same number of threads.
+
+    A checkpoint is written once the batch after it was found to give finite losses and gradients,
+    and a discriminator that still tells images apart: it is one from which a run can go on.
 
     Args:
         work: What is trained.
@@ -140,6 +156,8 @@ def fit(
         stop_after: Stop after this many epochs of the whole run, leaving the checkpoint.
         checkpoint_seconds: A checkpoint is written after each epoch, and when this much time has
             passed since the last.
+        rescue: Called where the training diverged, with the networks as the last good checkpoint
+            has them; returns where it left them.
         show: Show a progress bar with the time left.
 
     Raises:
@@ -174,10 +192,20 @@ def fit(
         for epoch in range(len(run.epochs), last):
             try:
                 record = loop.epoch(epoch, bar)
+                ends = epoch + 1 == config.epochs
+                if work.healthy or ends:
+                    loop.try_next(epoch + 1, 0)
+                if ends and not work.healthy:
+                    raise Diverged("the discriminator no longer tells images apart")
+                if monitor is not None:
+                    record.update(monitor(epoch + 1))
+                    _check_finite(record)
             except Diverged as error:
-                raise _diverged(str(error), epoch, run, out) from error
-            if monitor is not None:
-                record.update(monitor(epoch + 1))
+                done = run.step == loop.steps
+                where = f"after epoch {epoch + 1}" if done else (
+                    f"in epoch {epoch + 1}, step {run.step + 1}"
+                )  # fmt: skip
+                raise _diverged(f"{where}: {error}", run, rescue) from error
             run.finish_epoch(record)
             if work.healthy:
                 run.write()
@@ -196,13 +224,24 @@ def _fingerprint(work: Work, data: ImageSet, config: RestorationConfig, purpose:
     return digest.hexdigest()
 
 
-def _diverged(reason: str, epoch: int, run: Checkpoint, out: Path | None) -> ConfigError:
-    kept = f"; the last good checkpoint is kept in {out}" if out is not None else ""
+def _diverged(told: str, run: Checkpoint, rescue: Rescue | None) -> ConfigError:
+    kept = ""
+    if run.path is not None:
+        run.read()
+        kept = f"; the last good checkpoint is kept in {run.path.parent}"
+        if rescue is not None:
+            kept += f", its network in {rescue()}: --start takes it, with another --out"
     return ConfigError(
-        f"The training diverged in epoch {epoch + 1}, step {run.step + 1}: {reason}",
+        f"The training diverged {told}",
         expected="losses that stay finite, and a discriminator that tells images apart",
         fix=f"lower lr or the weight of the discriminator{kept}",
     )
+
+
+def _check_finite(record: Epoch) -> None:
+    for name, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise Diverged(f"{name} of the held-out images is {value}")
 
 
 class _Loop:
@@ -230,16 +269,14 @@ class _Loop:
         config, run, work = self.config, self.run, self.work
         began = written = time.perf_counter()
         before = run.seconds
-        order = torch.from_numpy(epoch_generator(config.seed, epoch).permutation(self.count))
-        rate = config.lr
+        order, rate = self._order(epoch), config.lr
         while run.step < self.steps:
             step = run.step
-            rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             rate = config.learning_rate(epoch * self.steps + step, self.steps * config.epochs)
             for name, optimizer in work.optimizers.items():
                 for group in optimizer.param_groups:
                     group["lr"] = work.rate(name, rate)
-            losses = work.step(*self._batch(epoch, step, rows))
+            losses = work.step(*self._batch(order, epoch, step))
             for name, value in losses.items():
                 run.sums[name] = run.sums.get(name, 0.0) + value
             run.step += 1
@@ -248,13 +285,34 @@ class _Loop:
             run.seconds = before + now - began
             due = now - written >= self.checkpoint_seconds and run.step < self.steps
             if due and work.healthy:
-                run.write()
+                self.try_next(epoch, run.step)
+                if work.healthy:
+                    run.write()
                 written = now
         losses = {name: total / self.steps for name, total in run.sums.items()}
         return {"epoch": epoch + 1, "losses": losses, "lr": rate, "seconds": run.seconds}
 
-    def _batch(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor, Keys]:
+    def try_next(self, epoch: int, step: int) -> None:
+        """Find out whether the run can go on with this step; networks stay as they are.
+
+        Raises:
+            Diverged: It cannot.
+        """
+        # A pass changes what spectral normalization remembers.
+        buffers = [b for module in self.work.modules.values() for b in module.buffers()]
+        kept = [buffer.clone() for buffer in buffers]
+        try:
+            self.work.try_out(*self._batch(self._order(epoch), epoch, step))
+        finally:
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.from_numpy(epoch_generator(self.config.seed, epoch).permutation(self.count))
+
+    def _batch(self, order: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor, Keys]:
         config = self.config
+        rows = order[step * config.batch_size : (step + 1) * config.batch_size]
         generator = step_generator(config.seed, epoch, step)
         images = augment(self.data.images(rows).to(self.device), config.augment, generator)
         draws = torch.full((len(rows),), epoch)

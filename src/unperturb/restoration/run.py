@@ -36,6 +36,7 @@ from unperturb.restoration.panels import sample_panel, save_panel
 __all__ = ["RECORD", "Plan", "plan_finetune", "plan_pretrain", "train_restoration"]
 
 RECORD = "training.json"
+LAST_GOOD = "last-good"
 
 
 class Plan:
@@ -225,7 +226,8 @@ def train_restoration(
     Raises:
         RecordError: The folder holds another finished or unfinished run.
         DataError: Too few images.
-        ConfigError: The training diverged; the last good checkpoint is in the folder.
+        ConfigError: The training diverged; the last good checkpoint is in the folder, and its
+            network in ``last-good`` there, which both plans take as a start.
         OutputError: The folder cannot be written.
     """
     folder, config = Path(out), plan.config
@@ -247,6 +249,7 @@ def train_restoration(
         look_before=plan.classifier is not None,
         stop_after=stop_after,
         checkpoint_seconds=checkpoint_seconds,
+        rescue=lambda: _keep(plan, folder / LAST_GOOD),
         show=show,
     )
     plan.net.network.eval().requires_grad_(False)
@@ -275,6 +278,12 @@ def train_restoration(
     write_json(folder / RECORD, {**card, "epochs": epochs})
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return found
+
+
+def _keep(plan: Plan, folder: Path) -> Path:
+    """Write the network of a run that diverged, as one to start from."""
+    card = {**plan.facts, "config": plan.config.to_dict(), "diverged": True}
+    return save_restoration(replace(plan.net, card=json.loads(json.dumps(card))), folder)
 
 
 def _monitor(plan: Plan, data: ImageSet, folder: Path, device: torch.device | str) -> Monitor:
