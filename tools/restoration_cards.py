@@ -126,12 +126,18 @@ def command(name: str, card: dict[str, Any]) -> str:
         text = _text(key, value)
         words.append(f"--set {key}={text}" if key in _SET else f"--{option} {text}")
     start = (card.get("start") or {}).get("folder") if isinstance(card.get("start"), dict) else None
-    begin = [f"--start {start}"] if start else []
+    begin = [f"--start {_in_zoo(start)}"] if start else []
     if kind == "atop":
-        begin.append(f"--classifier {card['classifier']['spec']}")
+        begin.append(f"--classifier {_in_zoo(card['classifier']['spec'])}")
     data = card["data"]["source"].split(";")[0].strip()
     out = f"runs/{name}" if "weights" in card else name
     return f"unperturb fit {kind} {' '.join([*begin, *words])} --data {data} --out {out}"
+
+
+def _in_zoo(name: str) -> str:
+    """A record names a folder by its last part; in the zoo a user finds it under ``zoo/``."""
+    zoo = Path(__file__).resolve().parents[1] / "zoo"
+    return f"zoo/{name}" if (zoo / name).is_dir() else name
 
 
 def _text(key: str, value: Any) -> str:
