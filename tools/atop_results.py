@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from atop_words import DIFFERENCES, FACTORS, INTRODUCTION
 from results import ROOT, Paper, Record, compact, find, percent, read, single_draw
 from unperturb.recipes.draws import KINDS
 from unperturb.recipes.render_draws import difference_text, panel_lines
@@ -220,8 +221,8 @@ def restores() -> list[str]:
     lines = [
         "Mean absolute error on dropped pixels of test images, in pixel units (0 to 1), on the "
         "same masks and noise: the network, the mean of what is visible, and straight lines "
-        "between the nearest visible pixels. Every network of the tables stands here with every "
-        "transform that a row puts it behind.",
+        "between the nearest visible pixels. Every network of CIFAR-10's tables stands here with "
+        "every transform that a row puts it behind.",
         "",
     ]
     record = PAPER.read("restoration")
@@ -317,67 +318,6 @@ def counted(cell: Record | None) -> str:
     """An accuracy with its interval and its images."""
     assert cell is not None
     return f"{percent(cell)} % (n = {cell['n']:,})"
-
-
-INTRODUCTION = """\
-A random transform destroys a perturbation's structure, a network restores the image, a fixed
-classifier answers (Lin et al., ICLR 2024). The network is pre-trained to restore, and *fine-tuned*
-(AToP) with the loss of the frozen classifier.
-
-*Oblivious*: the attacker runs all his steps on the bare classifier (the protocol of Tables 7 and
-9). *Adaptive*: he attacks transform, network and classifier together, over 20 draws in each
-gradient, and stops at an image that every draw gets wrong. Figures are percent right with 95 %
-intervals. The paper's are of one draw each, and beside them stands the mean of ours over single
-draws; the worst of all draws, and images that more than half of them get right, stand below each
-table. The worst attack of an image is chosen on other draws than it is scored on. Mask and noise
-are on for every image of every batch."""
-
-FACTORS = """\
-Why nothing is added against an attacker who knows, as far as these rows tell it (RT2; fractions of
-images that most draws get right; compared image by image below):
-
-- **What helps is the classifier's loss.** With next to none of it and clean images restored (eq. 5,
-  lambda 0.1 of a sum, 3e-5 here) the network stays where it was: 49.8 against 49.0 % clean, 43.9
-  against 43.4 % under the oblivious PGD-20. With it (lambda 0.1 of a mean): 55.1 and 51.4 %.
-- **Eq. 9's target harms by itself.** To restore the adversarial image, and not the clean one, with
-  next to no classifier's loss costs 17 points of clean accuracy and 15 under PGD-20; at lambda 0.1
-  of a mean the target makes no difference that we can tell.
-- **The exact gradient leaves about the same in every row**: 13.3 to 20.3 % (n = 128), and 16.4 %
-  without fine-tuning. The highest has its examples made against network and classifier
-  together (p .057 beside those made against the classifier alone); fine-tuned for five epochs and
-  on 512 images the two are 16.6 and 16.0 % (p .78). With ten times the lambda it is 13.3 %.
-- Examples against the classifier alone, which are the paper's, never go through the network. It
-  learns to make images that this classifier reads well, which is a gain on clean images and on
-  attacks that ignore it, and by this it moves further from the identity that the paper's attacker
-  takes it for: in Table 7 his gradient leaves 20 points more than the exact one before fine-tuning
-  on RT2, and 35 after.
-
-Not tried: examples of several steps or draws against the whole, larger networks, a classifier that
-is trained along."""
-
-DIFFERENCES = """\
-- Classifiers: ResNet-20 and WRN-16-2 in the place of ResNet-18, ResNet-50, WRN-28-10 and WRN-70-16;
-  for ImageNette a ResNet-20 at 64x64, trained on the images at hand, in the place of ResNet-34 at
-  256x256.
-- Networks: a GAN and an autoencoder of at most three times ResNet-20's cost *per pass* (RT3 makes
-  four; `benchmarks/atop.py` measures both), trained natively at 32x32. The released notebooks
-  enlarge CIFAR images to 256x256 before they attack them.
-- A GAN pre-trained on RT1 stands in the rows of RT1 without fine-tuning, one pre-trained on RT2 in
-  those of RT2 and RT3.
-- The error of restoring is a mean over pixels. The paper's may be a sum, whose lambda of 0.1 is one
-  of 0.1 / 3,072 here; `atop/factors` has both.
-- AutoAttack in its version for random defenses with exact gradients over 20 draws; the paper's is
-  its version standard on a random model. Each table names its number of images. As its package
-  runs it (one round, the first 64 images), it leaves more than PGD with EOT does in Table 7 (128):
-  it is done with an image at the first draw that answers wrongly, which may be why.
-- Success is decided by votes over fresh draws; single draw, worst of N and majority stand beside
-  each other, and beside the same on clean images.
-- PGD-1000 in the rows of RT2 alone; C&W is its margin loss within the ball, 100 steps. In Table 8
-  PGD-20 takes the exact gradient alone, PGD-10 that and the paper's.
-- Figure 4 prints no figures, so none stands beside ours; its curves are of held-out images.
-- Figures 5 and 9: trained on 900 images, ImageNette's two networks on RT1 fill gaps worse than
-  straight lines do (mean absolute error on held-out images 0.093 pre-trained and 0.133 fine-tuned,
-  lines 0.07), and better than the mean (0.17)."""
 
 
 def parts() -> list[tuple[str, list[str]]]:
