@@ -140,7 +140,8 @@ def test_pgd_agrees(
     wanted = LIBRARIES[library](model, images, labels, threat, random_start=False)
     found = ours(model, images, labels, threat, random_start=False)
     assert 0.2 < float(wanted.float().mean()) < 0.8
-    agree(found, wanted)
+    # The sign in TPAP's step makes much of a last bit, and other processors round otherwise.
+    agree(found, wanted, share=0.01 if target == "net" else 0.02)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
