@@ -15,8 +15,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from atop_words import DIFFERENCES, FACTORS, INTRODUCTION
 from results import ROOT, Paper, Record, compact, find, percent, read, single_draw
+from unperturb.audit.statistics import accuracy, mcnemar, paired_interval
 from unperturb.recipes.draws import KINDS
 from unperturb.recipes.render_draws import difference_text, panel_lines
 from unperturb.recipes.words import header_of, line_of
@@ -28,7 +31,8 @@ TRANSFORMS = ("table-7", "table-8", "table-9")
 FIGURES = ("figure-3", "figure-4", "figures-5-9")
 GROUPS = {"none": "clean", "oblivious": "oblivious", "adaptive": "adaptive"}
 STANDINGS = ("above", "below", "above, perhaps by chance,", "below, perhaps by chance,", "level")
-NAMES = (*AUTOATTACK, *TRANSFORMS, "fine-tuning", "factors", *FIGURES)
+TUNING = ("fine-tuning-2000", "fine-tuning")
+NAMES = (*AUTOATTACK, *TRANSFORMS, *TUNING, "factors", *FIGURES)
 PAPER = Paper("atop", NAMES, "Draws, gradients, stopping rules, networks and digests")
 
 
@@ -118,12 +122,52 @@ def helps() -> list[str]:
     ]
     found = [
         (name, pair)
-        for name in ("fine-tuning", *TRANSFORMS, *AUTOATTACK)
+        for name in (*TUNING, *TRANSFORMS, *AUTOATTACK)
         for pair in (PAPER.read(name) or {}).get("pairs", ())
     ]
     if not found:
         return [*lines, *PAPER.missing("table-7")]
-    return [*lines, *compared(found), "", *verdicts(found), ""]
+    return [*lines, *compared(found), "", *verdicts(found), "", *later_images()]
+
+
+# The same question on few images and on many.
+ASKED = (("fine-tuning", "PGD-10 with EOT-20, Linf"), ("fine-tuning-2000", "PGD-10 with EOT-20"))
+
+
+def later_images() -> list[str]:
+    """What the images say that were not among the first, which raised the question."""
+    rows = ["RT2, AToP", "RT2"]
+    few, many = (
+        next(
+            (
+                pair
+                for pair in (PAPER.read(name) or {}).get("pairs", ())
+                if pair["rows"] == rows and pair["column"] == column
+            ),
+            None,
+        )
+        for name, column in ASKED
+    )
+    if few is None or many is None:
+        return []
+    # An image has its own draws, whatever else is in an audit: what is left are the others.
+    one, other = (many[key]["correct"] - few[key]["correct"] for key in ("one", "other"))
+    only_one, only_other = (many[key] - few[key] for key in ("only_one", "only_other"))
+    count = many["one"]["n"] - few["one"]["n"]
+    both = one - only_one
+    shares = (both, only_one, only_other, count - both - only_one - only_other)
+    first, second = (
+        np.repeat(told, shares) for told in ([True, True, False, False], [True, False, True, False])
+    )
+    rates = [percent(accuracy(answers)) for answers in (first, second)]
+    low, high = (100 * end for end in paired_interval(first, second))
+    return [
+        f"The first {few['one']['n']:,} images of `fine-tuning-2000` are those of `fine-tuning`, "
+        f"which raised the question. Of the other {count:,} by themselves {rates[0]} % are right "
+        f"with fine-tuning and {rates[1]} % without: {100 * (one - other) / count:.1f} points "
+        f"({low:.1f} to {high:.1f}), p {mcnemar(first, second).p:.2g}.",
+        "",
+    ]
 
 
 def compared(found: Sequence[tuple[str, Record]]) -> list[str]:
@@ -324,7 +368,7 @@ def parts() -> list[tuple[str, list[str]]]:
     """The page, part by part."""
     return [
         ("In short", summary()),
-        ("Does fine-tuning help?", [*helps(), *table("fine-tuning")]),
+        ("Does fine-tuning help?", [*helps(), *(line for name in TUNING for line in table(name))]),
         ("Does the network restore?", restores()),
         ("Three transforms", [line for name in TRANSFORMS for line in table(name)]),
         ("AutoAttack", [line for name in AUTOATTACK for line in table(name)]),

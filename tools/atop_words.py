@@ -59,8 +59,8 @@ DIFFERENCES = """\
 - Success is decided by votes over fresh draws; single draw, worst of N and majority stand beside
   each other, and beside the same on clean images.
 - PGD-1000 in the rows of RT2 alone; C&W is its margin loss within the ball, 100 steps. In Table 8
-  PGD-20 takes the exact gradient alone, PGD-10 that and the paper's. In Table 6 AutoAttack is run in
-  Linf; in L2 Table 3 has it, at 0.5.
+  PGD-20 takes the exact gradient alone, PGD-10 that and the paper's. In Table 6 AutoAttack is run
+  in Linf; in L2 Table 3 has it, at 0.5.
 - Figure 4 prints no figures, so none stands beside ours; its curves are of held-out images.
 - Figures 5 and 9: trained on 900 images, ImageNette's two networks on RT1 fill gaps worse than
   straight lines do (mean absolute error on held-out images 0.093 pre-trained and 0.133 fine-tuned,
