@@ -31,7 +31,7 @@ TRANSFORMS = ("table-7", "table-8", "table-9")
 FIGURES = ("figure-3", "figure-4", "figures-5-9")
 GROUPS = {"none": "clean", "oblivious": "oblivious", "adaptive": "adaptive"}
 STANDINGS = ("above", "below", "above, perhaps by chance,", "below, perhaps by chance,", "level")
-TUNING = ("fine-tuning-2000", "fine-tuning")
+TUNING = ("fine-tuning-2000", "fine-tuning", "fine-tuning-purifiers")
 NAMES = (*AUTOATTACK, *TRANSFORMS, *TUNING, "factors", *FIGURES)
 PAPER = Paper("atop", NAMES, "Draws, gradients, stopping rules, networks and digests")
 
@@ -136,38 +136,46 @@ ASKED = (("fine-tuning", "PGD-10 with EOT-20, Linf"), ("fine-tuning-2000", "PGD-
 
 def later_images() -> list[str]:
     """What the images say that were not among the first, which raised the question."""
-    rows = ["RT2, AToP", "RT2"]
-    few, many = (
-        next(
-            (
-                pair
-                for pair in (PAPER.read(name) or {}).get("pairs", ())
-                if pair["rows"] == rows and pair["column"] == column
-            ),
-            None,
+    lines = []
+    for name in ("RT2, AToP", "RT2, AToP against the whole"):
+        few, many = (
+            next(
+                (
+                    pair
+                    for pair in (PAPER.read(recipe) or {}).get("pairs", ())
+                    if pair["rows"] == [name, "RT2"] and pair["column"] == column
+                ),
+                None,
+            )
+            for recipe, column in ASKED
         )
-        for name, column in ASKED
-    )
-    if few is None or many is None:
+        if few is not None and many is not None:
+            lines.append(f"- *{name}* against *RT2*: {others(few, many)}.")
+    if not lines:
         return []
+    told = (
+        "The first 512 images of `fine-tuning-2000` are those of `fine-tuning`, which raised the "
+        "question. The others by themselves, under PGD-10 with EOT-20 in Linf:"
+    )
+    return [told, "", *lines, ""]
+
+
+def others(few: Record, many: Record) -> str:
+    """A comparison on the images that only the greater of two sets has."""
     # An image has its own draws, whatever else is in an audit: what is left are the others.
     one, other = (many[key]["correct"] - few[key]["correct"] for key in ("one", "other"))
     only_one, only_other = (many[key] - few[key] for key in ("only_one", "only_other"))
-    count = many["one"]["n"] - few["one"]["n"]
-    both = one - only_one
+    count, both = many["one"]["n"] - few["one"]["n"], one - only_one
     shares = (both, only_one, only_other, count - both - only_one - only_other)
     first, second = (
         np.repeat(told, shares) for told in ([True, True, False, False], [True, False, True, False])
     )
     rates = [percent(accuracy(answers)) for answers in (first, second)]
     low, high = (100 * end for end in paired_interval(first, second))
-    return [
-        f"The first {few['one']['n']:,} images of `fine-tuning-2000` are those of `fine-tuning`, "
-        f"which raised the question. Of the other {count:,} by themselves {rates[0]} % are right "
-        f"with fine-tuning and {rates[1]} % without: {100 * (one - other) / count:.1f} points "
-        f"({low:.1f} to {high:.1f}), p {mcnemar(first, second).p:.2g}.",
-        "",
-    ]
+    return (
+        f"{rates[0]} against {rates[1]} %, {100 * (one - other) / count:.1f} points "
+        f"({low:.1f} to {high:.1f}), p {mcnemar(first, second).p:.2g}, n = {count:,}"
+    )
 
 
 def compared(found: Sequence[tuple[str, Record]]) -> list[str]:
