@@ -15,11 +15,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from atop_words import DIFFERENCES, FACTORS, INTRODUCTION
+from later_images import later_images
 from results import ROOT, Paper, Record, compact, find, percent, read, single_draw
-from unperturb.audit.statistics import accuracy, mcnemar, paired_interval
 from unperturb.recipes.draws import KINDS
 from unperturb.recipes.render_draws import difference_text, panel_lines
 from unperturb.recipes.words import header_of, line_of
@@ -127,55 +125,14 @@ def helps() -> list[str]:
     ]
     if not found:
         return [*lines, *PAPER.missing("table-7")]
-    return [*lines, *compared(found), "", *verdicts(found), "", *later_images()]
-
-
-# The same question on few images and on many.
-ASKED = (("fine-tuning", "PGD-10 with EOT-20, Linf"), ("fine-tuning-2000", "PGD-10 with EOT-20"))
-
-
-def later_images() -> list[str]:
-    """What the images say that were not among the first, which raised the question."""
-    lines = []
-    for name in ("RT2, AToP", "RT2, AToP against the whole"):
-        few, many = (
-            next(
-                (
-                    pair
-                    for pair in (PAPER.read(recipe) or {}).get("pairs", ())
-                    if pair["rows"] == [name, "RT2"] and pair["column"] == column
-                ),
-                None,
-            )
-            for recipe, column in ASKED
-        )
-        if few is not None and many is not None:
-            lines.append(f"- *{name}* against *RT2*: {others(few, many)}.")
-    if not lines:
-        return []
-    told = (
-        "The first 512 images of `fine-tuning-2000` are those of `fine-tuning`, which raised the "
-        "question. The others by themselves, under PGD-10 with EOT-20 in Linf:"
-    )
-    return [told, "", *lines, ""]
-
-
-def others(few: Record, many: Record) -> str:
-    """A comparison on the images that only the greater of two sets has."""
-    # An image has its own draws, whatever else is in an audit: what is left are the others.
-    one, other = (many[key]["correct"] - few[key]["correct"] for key in ("one", "other"))
-    only_one, only_other = (many[key] - few[key] for key in ("only_one", "only_other"))
-    count, both = many["one"]["n"] - few["one"]["n"], one - only_one
-    shares = (both, only_one, only_other, count - both - only_one - only_other)
-    first, second = (
-        np.repeat(told, shares) for told in ([True, True, False, False], [True, False, True, False])
-    )
-    rates = [percent(accuracy(answers)) for answers in (first, second)]
-    low, high = (100 * end for end in paired_interval(first, second))
-    return (
-        f"{rates[0]} against {rates[1]} %, {100 * (one - other) / count:.1f} points "
-        f"({low:.1f} to {high:.1f}), p {mcnemar(first, second).p:.2g}, n = {count:,}"
-    )
+    return [
+        *lines,
+        *compared(found),
+        "",
+        *verdicts(found),
+        "",
+        *later_images(*map(PAPER.read, ("fine-tuning", "fine-tuning-2000"))),
+    ]
 
 
 def compared(found: Sequence[tuple[str, Record]]) -> list[str]:

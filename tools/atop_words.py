@@ -15,36 +15,38 @@ are on for every image of every batch."""
 
 FACTORS = """\
 What of fine-tuning stays against an attacker who knows (the GAN on RT2, Linf 8/255; images that
-more than half of the draws get right; p of exact McNemar tests, not corrected for their number).
-On 2,000 images the exact gradient leaves 15.0 % without fine-tuning, 16.0 % with it as the paper
-has it (p .33), and 17.7 % where the examples are made against transform, network and classifier
-together, with lambda 1 (p .0035; above the paper's, p .02, at 3.1 points less of clean accuracy):
-`fine-tuning-2000`. In L2 at 1.0, on 512 images, neither is told from the network without
-fine-tuning (`fine-tuning`). One factor at a time, fine-tuned for one epoch, compared image by
-image below:
+more than half of the draws get right; p of exact McNemar tests, not corrected for their number,
+and of one training of each network). On 2,000 images the exact gradient leaves 15.0 % without
+fine-tuning, 16.0 % with it as the paper has it (p .33), and 17.7 % where the examples are made
+against transform, network and classifier together, with lambda 1 (p .0035; above the paper's, p
+.02, at 3.1 points less of clean accuracy than the paper's and 9.1 more than without):
+`fine-tuning-2000`. Whether the examples or lambda did it is not known. In L2 at 1.0, on 512
+images, neither is told from the network without fine-tuning (`fine-tuning`). One factor at a
+time, fine-tuned for one epoch, compared image by image below:
 
-- **What helps is the classifier's loss.** With next to none of it and clean images restored (eq.
-  5, lambda 0.1 of a sum, 3e-5 here) the network stays where it was: 49.8 against 49.0 % clean,
-  43.9 against 43.4 % under the oblivious PGD-20. With it (lambda 0.1 of a mean): 55.1 and 51.4 %.
+- **What helps on clean images, and against who does not know, is the classifier's loss.** With
+  next to none of it and clean images restored (eq. 5, lambda 0.1 of a sum, 3e-5 here) the network
+  stays where it was: 49.8 against 49.0 % clean, 43.9 against 43.4 % under the oblivious PGD-20.
+  With it (lambda 0.1 of a mean): 55.1 and 51.4 %. Under the exact gradient the first leaves 18.0
+  and the second 14.1 %, and 16.4 % are left without fine-tuning (n = 128).
 - **Eq. 9's target harms by itself.** To restore the adversarial image, and not the clean one,
   with next to no classifier's loss costs 17 points of clean accuracy and 15 under PGD-20; at
   lambda 0.1 of a mean the target makes no difference that we can tell.
-- **Examples should go through the network.** Those against the classifier alone, which are the
-  paper's, never do. The network learns to make images that this classifier reads well, which is a
-  gain on clean images and on attacks that ignore it, and by this it moves further from the
-  identity that the paper's attacker takes it for: in Table 7 his gradient leaves 20 points more
-  than the exact one before fine-tuning on RT2, and 35 after. Of the rows below, where the exact
-  gradient leaves 13.3 to 20.3 % (n = 128), the highest has its examples made against the whole (p
-  .057 beside those against the classifier alone, .012 beside the same with lambda 1, 13.3 %).
-  Lambda 1 took five epochs, on more images, to show its gain; 0.1 was not tried for as long.
+- **Examples against the classifier alone never go through the network.** They are the paper's.
+  The network learns to make images that this classifier reads well, which is a gain on clean
+  images and on attacks that ignore it, and by this it moves further from the identity that the
+  paper's attacker takes it for: in Table 7 his gradient leaves 20 points more than the exact one
+  before fine-tuning on RT2, and 35 after. Of the rows below, where the exact gradient leaves 13.3
+  to 20.3 % (n = 128), the highest has its examples made against the whole (p .057 beside those
+  against the classifier alone, .012 beside the same with lambda 1, 13.3 %).
 
-In L2 at 0.5, where a network is nearer to what it does on clean images, more of the gain on clean
-images stays: the autoencoder has 36.7 % with AToP and 27.0 % without (p .0041), the GAN 35.9 and
-31.6 % (p .18, both n = 256, `fine-tuning-purifiers`). In Linf at 8/255 the autoencoder has 9.4
-and 10.9 % (p .57).
+In L2 at 0.5, where attacks are weaker, more of the gain on clean images stays: the autoencoder
+has 36.7 % with AToP and 27.0 % without (p .0041), the GAN 35.9 and 31.6 % (p .18, both n = 256,
+`fine-tuning-purifiers`). In Linf at 8/255 the autoencoder has 9.4 and 10.9 % (p .57).
 
-Not tried: examples of several steps or draws against the whole, larger networks, a classifier
-that is trained along."""
+Not tried: other seeds of training, lambda 1 with examples against the classifier or 0.1 against
+the whole for five epochs, examples of several steps or draws against the whole, larger networks,
+a classifier that is trained along."""
 
 DIFFERENCES = """\
 - Classifiers: ResNet-20 and WRN-16-2 in the place of ResNet-18, ResNet-50, WRN-28-10 and

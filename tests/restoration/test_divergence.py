@@ -26,15 +26,14 @@ from unperturb.networks.inpainting_gan import PatchDiscriminator
 from unperturb.restoration import gan as gan_module
 from unperturb.restoration import plan_finetune, plan_pretrain
 from unperturb.restoration.finetune import FineTuneWork
-from unperturb.restoration.gan import Watch
-from unperturb.restoration.loop import Diverged
+from unperturb.restoration.watch import Diverged, Watch
 
 
 def test_losses_that_are_no_numbers_stop_the_run_and_leave_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Three steps, a look at the one that comes next, one more step.
-    original, left = gan_module.GANWork.losses, [5]
+    # A look at the first step, three steps, a look at the one that comes next, one more step.
+    original, left = gan_module.GANWork.losses, [6]
 
     def losses(self: Any, *arguments: Any) -> dict[str, Tensor]:
         left[0] -= 1
@@ -80,6 +79,26 @@ def test_weights_that_an_update_ruined_are_not_kept(
     assert equal(state(kept.net.network), begun)
 
 
+def test_errors_that_no_image_can_have_stop_the_run_though_they_are_finite(tmp_path: Path) -> None:
+    settings = {"schedule": "multistep", "epochs": 3, "batch_size": 24}
+    plan = plan_pretrain(digits(), mae_config(lr=1e3, **settings))
+    begun = state(plan.net.network)
+    with pytest.raises(ConfigError, match="after epoch 1: the error on dropped pixels"):
+        train(plan, tmp_path / "out")
+    kept = plan_pretrain(digits(), mae_config(**settings), start=tmp_path / "out" / "last-good")
+    assert equal(state(kept.net.network), begun)
+
+
+def test_a_start_that_is_ruined_already_is_nothing_to_keep(tmp_path: Path) -> None:
+    plan = CASES["mae"](tmp_path)
+    with torch.no_grad():
+        next(iter(plan.net.network.parameters())).fill_(float("nan"))
+    with pytest.raises(ConfigError, match="diverged before its first step") as caught:
+        train(plan, tmp_path / "out")
+    assert "last good" not in str(caught.value)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
 def test_figures_that_are_no_numbers_stop_the_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,8 +139,8 @@ def test_a_gradient_that_is_no_number_is_never_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["atop", "atop mae whole"])
 def test_a_fine_tuning_that_diverges_leaves_the_network_it_had(case: str, tmp_path: Path) -> None:
     plan = CASES[case](tmp_path)
-    # Two steps, a look ahead after each, and the third.
-    original, left = plan.work.losses, [4]
+    # A look ahead before each of three steps, and two of them.
+    original, left = plan.work.losses, [5]
 
     def losses(*arguments: Any) -> dict[str, Tensor]:
         left[0] -= 1
@@ -170,18 +189,38 @@ def test_a_collapsed_discriminator_stops_the_run(
     assert equal(state(kept.net.network), begun)
 
 
+@pytest.mark.parametrize("stop_after", [1, None])
 def test_a_run_that_ends_with_a_collapsed_discriminator_is_not_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop_after: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Fewer steps than it takes to be sure of a collapse.
     monkeypatch.setattr("unperturb.restoration.run.PatchDiscriminator", Blind)
     plan = plan_pretrain(digits(), gan_config())
     begun = state(plan.net.network)
-    with pytest.raises(ConfigError, match="after epoch 2: .* no longer tells images apart"):
-        train(plan, tmp_path / "out")
+    told = f"after epoch {stop_after or 2}: .* no longer tells images apart"
+    with pytest.raises(ConfigError, match=told):
+        train(plan, tmp_path / "out", stop_after=stop_after)
     assert not (tmp_path / "out" / "training.json").exists()
     kept = plan_pretrain(digits(), gan_config(), start=tmp_path / "out" / "last-good")
     assert equal(state(kept.net.network), begun)
+
+
+@pytest.mark.parametrize("flat", [8, 9])
+def test_one_batch_at_the_end_is_no_collapse(
+    flat: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A look at the first step, twice three steps and a look ahead: the last step is the 8th pass.
+    passes = [0]
+    original = Watch.see
+
+    def see(self: Watch, scores: Tensor) -> None:
+        passes[0] += 1
+        original(self, scores * (passes[0] != flat))
+
+    monkeypatch.setattr(Watch, "see", see)
+    train(CASES["gan"](tmp_path), tmp_path / "out")
+    assert passes[0] == 9
+    assert (tmp_path / "out" / "training.json").exists()
 
 
 def test_a_discriminator_that_collapses_in_fine_tuning_stops_it_too(

@@ -98,7 +98,7 @@ def gan(**options: Any) -> int:
     After each epoch the error on dropped pixels of held-out images is told, beside filling them
     by the mean and by lines between visible neighbors; samples/ shows some of them. A run that
     was cut off goes on with the same command. One that diverged can be taken up from its last
-    good checkpoint: --start OUT/last-good, another --out, and a lower --lr.
+    good checkpoint: --start OUT, another --out, and a lower --lr.
 
     \b
     Example:

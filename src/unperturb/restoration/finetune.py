@@ -14,7 +14,7 @@ from unperturb.networks.inpainting_gan import InpaintingGenerator, PatchDiscrimi
 from unperturb.purifiers.transforms import KeyedDraws, RandomTransform, restore
 from unperturb.randomness import Keys
 from unperturb.restoration.config import FineTuneConfig
-from unperturb.restoration.gan import Watch, judge, rate_of
+from unperturb.restoration.gan import judge, rate_of
 from unperturb.restoration.loop import Work, make_adam, set_gradients
 from unperturb.restoration.losses import l1, mse
 from unperturb.training.twin import make_twin
@@ -116,12 +116,6 @@ class FineTuneWork(Work):
         self.transform, self.config = transform, config
         # What the network was pre-trained with.
         self.error = l1 if isinstance(network, InpaintingGenerator) else mse
-        self.watch = Watch()
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the discriminator still tells images apart."""
-        return self.watch.healthy
 
     def rate(self, name: str, rate: float) -> float:
         """The discriminator may have a rate of its own, decayed alike."""

@@ -9,58 +9,11 @@ from unperturb.networks.inpainting_gan import InpaintingGenerator, PatchDiscrimi
 from unperturb.purifiers.transforms import KeyedDraws, RandomTransform, corrupt
 from unperturb.randomness import Keys
 from unperturb.restoration.config import FineTuneConfig, GANConfig
-from unperturb.restoration.loop import Diverged, Work, make_adam, set_gradients
+from unperturb.restoration.loop import Work, make_adam, set_gradients
 from unperturb.restoration.losses import adversarial, l1
+from unperturb.restoration.watch import Watch
 
-__all__ = ["GANWork", "Watch", "judge", "rate_of"]
-
-_SPREAD = 1e-5
-_LARGEST = 1e4
-_PATIENCE = 100
-
-
-class Watch:
-    """Sees a discriminator collapse: scores that no longer depend on the image, or run away.
-
-    One step of it may happen; ``patience`` in a row are a collapse. While it lasts, no checkpoint
-    is worth keeping.
-
-    Args:
-        patience: Steps in a row.
-
-    Example:
-        >>> watch = Watch(patience=2)
-        >>> watch.see(torch.zeros(4)), watch.healthy
-        (None, False)
-        >>> watch.see(torch.rand(4)), watch.healthy
-        (None, True)
-    """
-
-    def __init__(self, patience: int = _PATIENCE) -> None:
-        self.patience, self.bad = patience, 0
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the last scores were."""
-        return self.bad == 0
-
-    def see(self, scores: Tensor) -> None:
-        """Take in the scores of one step, of real and restored images.
-
-        Raises:
-            Diverged: It was the last of too many bad ones.
-        """
-        scores = scores.detach().float()
-        spread, size = float(scores.std()), float(scores.abs().mean())
-        bad = spread < _SPREAD or size > _LARGEST
-        self.bad = self.bad + 1 if bad else 0
-        if self.bad >= self.patience:
-            what = (
-                f"scores run away (mean size {size:.3g})"
-                if size > _LARGEST
-                else f"it gives all images one score (spread {spread:.2g})"
-            )
-            raise Diverged(f"the discriminator collapsed: {what} for {self.bad} steps")
+__all__ = ["GANWork", "judge", "rate_of"]
 
 
 class GANWork(Work):
@@ -91,12 +44,6 @@ class GANWork(Work):
         super().__init__(modules, {name: make_adam(m, config) for name, m in modules.items()})
         self.generator, self.discriminator = generator, discriminator
         self.transform, self.config = transform.single(), config
-        self.watch = Watch()
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the discriminator still tells images apart."""
-        return self.watch.healthy
 
     def rate(self, name: str, rate: float) -> float:
         """The discriminator may have a rate of its own, decayed alike."""

@@ -22,9 +22,10 @@ from unperturb.progress import progress
 from unperturb.randomness import Keys, hash_ids
 from unperturb.restoration.checkpoint import CHECKPOINT, Checkpoint, Epoch
 from unperturb.restoration.config import RestorationConfig
+from unperturb.restoration.watch import Diverged, Watch
 from unperturb.training.augment import augment, epoch_generator, step_generator
 
-__all__ = ["CHECKPOINT_SECONDS", "Diverged", "Work", "fit", "make_adam", "set_gradients"]
+__all__ = ["CHECKPOINT_SECONDS", "Work", "fit", "make_adam", "set_gradients"]
 
 Monitor = Callable[[int], dict[str, Any]]
 """Number of the epoch that is done (0: none yet) to its held-out figures."""
@@ -35,27 +36,25 @@ Rescue = Callable[[], Path]
 CHECKPOINT_SECONDS = 60.0
 
 
-class Diverged(Exception):
-    """A step found that the training is beyond repair; the loop tells the user."""
-
-
 class Work(ABC):
     """What is trained, and what one step of it is.
 
     Attributes:
         modules: Networks that a checkpoint holds, by name.
         optimizers: Adam optimizers, by name, each with one group of parameters.
+        watch: Sees the scores of a discriminator, where there is one.
     """
 
     def __init__(
         self, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
     ) -> None:
         self.modules, self.optimizers = modules, optimizers
+        self.watch = Watch()
 
     @property
     def healthy(self) -> bool:
-        """Whether the present state is worth a checkpoint."""
-        return True
+        """Whether the discriminator still told images apart when it was last seen."""
+        return self.watch.healthy
 
     def rate(self, name: str, rate: float) -> float:
         """Learning rate of an optimizer, where that of the run is ``rate``."""
@@ -141,7 +140,7 @@ def fit(
     the same weights on the same number of threads.
 
     A checkpoint is written once the batch after it was found to give finite losses and gradients,
-    and a discriminator that still tells images apart: it is one from which a run can go on.
+    and while the discriminator tells images apart: it is one from which a run can go on.
 
     Args:
         work: What is trained.
@@ -175,12 +174,18 @@ def fit(
         _fingerprint(work, data, config, purpose),
         out / CHECKPOINT if out else None,
     )
-    if not run.read():
-        if monitor is not None and look_before:
-            run.before = monitor(0)
+    found = run.read()
+    loop = _Loop(work, data, config, run, torch.device(device), purpose, checkpoint_seconds)
+    if not found:
+        try:
+            loop.try_next(0, 0)
+            if monitor is not None and look_before:
+                run.before = monitor(0)
+                _check_figures(run.before)
+        except Diverged as error:
+            raise _diverged(f"before its first step: {error}") from error
         # So that there always is a last good one.
         run.write()
-    loop = _Loop(work, data, config, run, torch.device(device), purpose, checkpoint_seconds)
     last = min(config.epochs, stop_after or config.epochs)
     bar = progress(
         total=loop.steps * config.epochs,
@@ -192,22 +197,20 @@ def fit(
         for epoch in range(len(run.epochs), last):
             try:
                 record = loop.epoch(epoch, bar)
-                ends = epoch + 1 == config.epochs
-                if work.healthy or ends:
-                    loop.try_next(epoch + 1, 0)
-                if ends and not work.healthy:
+                worth = loop.try_next(epoch + 1, 0) or work.healthy
+                if epoch + 1 == last and not worth:
                     raise Diverged("the discriminator no longer tells images apart")
                 if monitor is not None:
                     record.update(monitor(epoch + 1))
-                    _check_finite(record)
+                    _check_figures(record)
             except Diverged as error:
                 done = run.step == loop.steps
                 where = f"after epoch {epoch + 1}" if done else (
                     f"in epoch {epoch + 1}, step {run.step + 1}"
                 )  # fmt: skip
-                raise _diverged(f"{where}: {error}", run, rescue) from error
+                raise _diverged(f"{where}: {error}", _kept(run, rescue)) from error
             run.finish_epoch(record)
-            if work.healthy:
+            if worth:
                 run.write()
             bar.set_postfix_str(_summary(record))
     return run.epochs
@@ -224,13 +227,18 @@ def _fingerprint(work: Work, data: ImageSet, config: RestorationConfig, purpose:
     return digest.hexdigest()
 
 
-def _diverged(told: str, run: Checkpoint, rescue: Rescue | None) -> ConfigError:
-    kept = ""
-    if run.path is not None:
-        run.read()
-        kept = f"; the last good checkpoint is kept in {run.path.parent}"
-        if rescue is not None:
-            kept += f", its network in {rescue()}: --start takes it, with another --out"
+def _kept(run: Checkpoint, rescue: Rescue | None) -> str:
+    """Go back to the last good checkpoint, and say where it is."""
+    if run.path is None:
+        return ""
+    run.read()
+    told = f"; the last good checkpoint is kept in {run.path.parent}"
+    if rescue is not None:
+        told += f", its network in {rescue()}: --start takes it, with another --out"
+    return told
+
+
+def _diverged(told: str, kept: str = "") -> ConfigError:
     return ConfigError(
         f"The training diverged {told}",
         expected="losses that stay finite, and a discriminator that tells images apart",
@@ -238,10 +246,13 @@ def _diverged(told: str, run: Checkpoint, rescue: Rescue | None) -> ConfigError:
     )
 
 
-def _check_finite(record: Epoch) -> None:
+def _check_figures(record: Epoch) -> None:
     for name, value in record.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise Diverged(f"{name} of the held-out images is {value}")
+    # A mean absolute error that no image in [0, 1] can have of another.
+    if record.get("masked_l1", 0.0) > 1.0:
+        raise Diverged(f"the error on dropped pixels, held out, is {record['masked_l1']:.3g}")
 
 
 class _Loop:
@@ -284,26 +295,31 @@ class _Loop:
             now = time.perf_counter()
             run.seconds = before + now - began
             due = now - written >= self.checkpoint_seconds and run.step < self.steps
-            if due and work.healthy:
-                self.try_next(epoch, run.step)
-                if work.healthy:
-                    run.write()
+            if due and work.healthy and self.try_next(epoch, run.step):
+                run.write()
                 written = now
         losses = {name: total / self.steps for name, total in run.sums.items()}
         return {"epoch": epoch + 1, "losses": losses, "lr": rate, "seconds": run.seconds}
 
-    def try_next(self, epoch: int, step: int) -> None:
-        """Find out whether the run can go on with this step; networks stay as they are.
+    def try_next(self, epoch: int, step: int) -> bool:
+        """Find out whether the run can go on with this step; nothing of it remains.
+
+        Returns:
+            Whether the discriminator tells its images apart.
 
         Raises:
-            Diverged: It cannot.
+            Diverged: A loss or a gradient is not finite.
         """
+        work = self.work
         # A pass changes what spectral normalization remembers.
-        buffers = [b for module in self.work.modules.values() for b in module.buffers()]
-        kept = [buffer.clone() for buffer in buffers]
+        buffers = [b for module in work.modules.values() for b in module.buffers()]
+        kept, watch = [buffer.clone() for buffer in buffers], work.watch
+        work.watch = Watch(patience=2)
         try:
-            self.work.try_out(*self._batch(self._order(epoch), epoch, step))
+            work.try_out(*self._batch(self._order(epoch), epoch, step))
+            return work.healthy
         finally:
+            work.watch = watch
             for buffer, value in zip(buffers, kept, strict=True):
                 buffer.copy_(value)
 
