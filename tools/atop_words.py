@@ -52,9 +52,9 @@ DIFFERENCES = """\
 - Classifiers: ResNet-20 and WRN-16-2 in the place of ResNet-18, ResNet-50, WRN-28-10 and
   WRN-70-16; for ImageNette a ResNet-20 at 64x64, trained on the images at hand, in the place of
   ResNet-34 at 256x256.
-- Networks: a GAN and an autoencoder of at most three times ResNet-20's cost *per pass* (RT3 makes
-  four; `benchmarks/atop.py` measures both), trained natively at 32x32. The released notebooks
-  enlarge CIFAR images to 256x256 before they attack them.
+- Networks: a GAN and an autoencoder of 1.1 and 0.7 times ResNet-20's operations *per pass* (RT3
+  makes four; `benchmarks/atop.py` counts and times both), trained natively at 32x32. The released
+  notebooks enlarge CIFAR images to 256x256 before they attack them.
 - The three networks of AToP are not fine-tuned alike: on RT2 as in eq. 9 with lambda 0.1 for five
   epochs; on RT3, a step of which takes four passes, for one; on RT1 with eq. 5's target and
   lambda 0.03 for three (see "Does the network restore?").

@@ -140,8 +140,9 @@ def test_pgd_agrees(
     wanted = LIBRARIES[library](model, images, labels, threat, random_start=False)
     found = ours(model, images, labels, threat, random_start=False)
     assert 0.2 < float(wanted.float().mean()) < 0.8
-    # The sign in TPAP's step makes much of a last bit, and other processors round otherwise.
-    agree(found, wanted, share=0.01 if target == "net" else 0.02)
+    # The sign in TPAP's step makes much of a last bit: with AVX2 kernels this one has 5 of 300.
+    brink = (library, target, norm) == ("art", "tpap", "l2")
+    agree(found, wanted, share=0.02 if brink else 0.01)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -183,7 +183,9 @@ def fit(
                 run.before = monitor(0)
                 _check_figures(run.before)
         except Diverged as error:
-            raise _diverged(f"before its first step: {error}") from error
+            raise _diverged(
+                "before its first step", error, "begin with other images or weights (--start)"
+            ) from error
         # So that there always is a last good one.
         run.write()
     last = min(config.epochs, stop_after or config.epochs)
@@ -204,11 +206,7 @@ def fit(
                     record.update(monitor(epoch + 1))
                     _check_figures(record)
             except Diverged as error:
-                done = run.step == loop.steps
-                where = f"after epoch {epoch + 1}" if done else (
-                    f"in epoch {epoch + 1}, step {run.step + 1}"
-                )  # fmt: skip
-                raise _diverged(f"{where}: {error}", _kept(run, rescue)) from error
+                raise _diverged(loop.place(epoch), error, _lower(run, rescue)) from error
             run.finish_epoch(record)
             if worth:
                 run.write()
@@ -227,22 +225,22 @@ def _fingerprint(work: Work, data: ImageSet, config: RestorationConfig, purpose:
     return digest.hexdigest()
 
 
-def _kept(run: Checkpoint, rescue: Rescue | None) -> str:
-    """Go back to the last good checkpoint, and say where it is."""
-    if run.path is None:
-        return ""
-    run.read()
-    told = f"; the last good checkpoint is kept in {run.path.parent}"
-    if rescue is not None:
-        told += f", its network in {rescue()}: --start takes it, with another --out"
+def _lower(run: Checkpoint, rescue: Rescue | None) -> str:
+    """Go back to the last good checkpoint, and say how to go on from there."""
+    told = "lower lr or the weight of the discriminator"
+    if run.path is not None:
+        run.read()
+        told += f"; the last good checkpoint is kept in {run.path.parent}"
+        if rescue is not None:
+            told += f", its network in {rescue()}: --start takes it, with another --out"
     return told
 
 
-def _diverged(told: str, kept: str = "") -> ConfigError:
+def _diverged(where: str, reason: Diverged, fix: str) -> ConfigError:
     return ConfigError(
-        f"The training diverged {told}",
+        f"The training diverged {where}: {reason}",
         expected="losses that stay finite, and a discriminator that tells images apart",
-        fix=f"lower lr or the weight of the discriminator{kept}",
+        fix=fix,
     )
 
 
@@ -300,6 +298,12 @@ class _Loop:
                 written = now
         losses = {name: total / self.steps for name, total in run.sums.items()}
         return {"epoch": epoch + 1, "losses": losses, "lr": rate, "seconds": run.seconds}
+
+    def place(self, epoch: int) -> str:
+        """Where the run is, for a person."""
+        if self.run.step == self.steps:
+            return f"after epoch {epoch + 1}"
+        return f"in epoch {epoch + 1}, step {self.run.step + 1}"
 
     def try_next(self, epoch: int, step: int) -> bool:
         """Find out whether the run can go on with this step; nothing of it remains.
