@@ -25,7 +25,7 @@ def _check_end(out: str, folder: Path) -> None:
     assert max(map(len, lines)) <= 100
     assert len(lines) <= 40
     table = out.index("worst case  ")
-    lesson = out.index("What this shows: robust overfitting, the state that TPAP needs, was")
+    lesson = out.index("What this shows: TPAP needs a network in robust overfitting, which is")
     report = out.index(f"report: {folder / 'report.html'}")
     following = out.index("next:   unperturb audit --classifier ")
     assert table < lesson < report < following

@@ -145,8 +145,9 @@ def lesson(summary: dict[str, Any], reached: bool) -> str:
     oblivious, adaptive = target["worst_by_attacker"]["oblivious"], target["worst_case"]
     state = "reached" if reached else "never reached"
     lines = [
-        f"What this shows: robust overfitting, the state that TPAP needs, was {state} on digits",
-        "(its paper reports failure at large eps on MNIST too).",
+        "What this shows: TPAP needs a network in robust overfitting, which is right on nearly all",
+        f"FGSM examples and on next to no PGD examples. That was {state} on digits (its paper",
+        "reports failure at large eps on MNIST too).",
         f"Worst case where the attacker ignores the defense:  {percent(oblivious)} with TPAP, "
         f"{percent(baseline['worst_by_attacker']['oblivious'])} without.",
         f"Worst case over all attacks, informed ones as well: {percent(adaptive)} with TPAP, "
